@@ -1,0 +1,42 @@
+"""The nouns of bough. Imports nothing else of bough."""
+
+from .backend import Backend, Capability, OnToken, TokenizerLike, run
+from .branch import Branch, Branches, Draw, Finish, SampleSpec
+from .budget import Budget, Ledger
+from .errors import (
+    BoughError,
+    BudgetExhausted,
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    EngineClosed,
+    InvalidInput,
+    NumericalError,
+    RewardError,
+    StrategyError,
+    UnsupportedError,
+)
+from .events import (
+    Event,
+    Expanded,
+    Finished,
+    Proposed,
+    Pruned,
+    Root,
+    Sampled,
+    Scored,
+    Selected,
+    Trace,
+)
+from .run import Answer, FreeText, Reward, Run, TaskLike
+from .sampling import Sampling, Stop, StopLike
+from .technique import Promise, Strategy, TechniqueInfo, get_technique, technique, techniques
+
+__all__ = [
+    "Answer", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted", "Capability",
+    "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event", "Expanded", "Finish",
+    "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "OnToken", "Promise", "Proposed", "Pruned",
+    "Reward", "RewardError", "Root", "Run", "SampleSpec", "Sampled", "Sampling", "Scored", "Selected", "Stop",
+    "StopLike", "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace",
+    "UnsupportedError", "get_technique", "run", "technique", "techniques",
+]  # fmt: skip

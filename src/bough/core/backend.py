@@ -1,0 +1,192 @@
+"""What executes branches. The native engine is one backend; an OpenAI-compatible endpoint is another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from .branch import Branch, Branches, Draw, Finish, SampleSpec
+from .errors import InvalidInput, UnsupportedError
+from .noise import mix, token_key
+
+T = TypeVar("T")
+
+OnToken = Callable[[int, float, float, "Finish | None"], None]
+"""Called for each token with its id, both log-probabilities and, at the last one, the finish."""
+
+
+class Capability(Enum):
+    """What a backend can do; a strategy declares which of these it requires."""
+
+    SAMPLE = "draw continuations"
+    LOGPROBS = "log-probabilities of the drawn tokens under the model"
+    SCORE = "log-probabilities of given continuations"
+    NEXT_TOKEN = "the whole next-token distribution"
+    LOGITS = "the logits of a whole prompt"
+    SEEDED = "the same tokens for the same seed, whatever shares the batch"
+
+
+class TokenizerLike(Protocol):
+    """What a backend needs of a tokenizer."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_ids: frozenset[int]
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]: ...
+
+
+class Backend(ABC):
+    """Executes branches.
+
+    Attributes:
+        name: of the model.
+        capabilities: what this backend can do.
+        tokenizer: None for a checkpoint without one; it then takes token ids only.
+        vocab_size: number of token ids.
+        context: the most tokens one branch may have, prompt included.
+    """
+
+    name: str
+    capabilities: frozenset[Capability]
+    tokenizer: TokenizerLike | None
+    vocab_size: int
+    context: int
+
+    # What a backend implements -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def submit_sample(
+        self, draws: Sequence[Draw], spec: SampleSpec, on_token: OnToken | None = None
+    ) -> list[asyncio.Future[Branch]]:
+        """Start drawing each child; one future each. Cancelling a future frees what it holds within one step.
+
+        A draw that the run's budget cuts short resolves to what there is of it, with ``finish="budget"``.
+        """
+
+    @abstractmethod
+    def submit_score(
+        self, branch: Branch, continuations: Sequence[Sequence[int]]
+    ) -> asyncio.Future[list[np.ndarray]]:
+        """Log-probabilities of the tokens of each continuation of one branch, in one pass."""
+
+    @abstractmethod
+    def submit_next_token(self, branches: Sequence[Branch]) -> asyncio.Future[np.ndarray]:
+        """Next-token log-probabilities ``[n, V]`` float32 of each branch."""
+
+    @abstractmethod
+    def submit_logits(self, branch: Branch) -> asyncio.Future[np.ndarray]:
+        """Logits ``[T, V]`` float32 at every position of a branch, in one pass."""
+
+    def close(self) -> None:  # noqa: B027  (a backend may hold nothing to free)
+        """Free what the backend holds; pending work fails with `EngineClosed`."""
+
+    # Text --------------------------------------------------------------------------------------------------
+
+    def _need_tokenizer(self) -> TokenizerLike:
+        if self.tokenizer is None:
+            raise UnsupportedError(f"{self.name} has no tokenizer: give token ids instead of text")
+        return self.tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return self._need_tokenizer().encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; without a tokenizer, the ids themselves, separated by spaces."""
+        return " ".join(map(str, tokens)) if self.tokenizer is None else self.tokenizer.decode(tokens)
+
+    def check_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """The token ids as a list of int.
+
+        Raises:
+            InvalidInput: an id is outside ``[0, vocab_size)``.
+        """
+        ids = [int(token) for token in tokens]
+        for position, token in enumerate(ids):
+            if not 0 <= token < self.vocab_size:
+                raise InvalidInput(
+                    f"token id {token} at position {position} is outside [0, {self.vocab_size}) of {self.name}"
+                )
+        return ids
+
+    def branch(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], seed: int = 0) -> Branch:
+        """The root of a tree: text, token ids, or chat messages (dicts with ``role`` and ``content``).
+
+        Raises:
+            InvalidInput: the prompt is empty, longer than the context, or has an id outside the vocabulary.
+        """
+        if len(prompt) == 0:
+            raise InvalidInput("the prompt is empty; give at least one character, token or message")
+        if isinstance(prompt, str):
+            tokens = self._need_tokenizer().encode(prompt, add_special=True)
+        elif isinstance(prompt[0], Mapping):
+            tokens = self._need_tokenizer().chat(prompt)  # type: ignore[arg-type]
+        else:
+            tokens = self.check_tokens(prompt)  # type: ignore[arg-type]
+        if len(tokens) >= self.context:
+            raise InvalidInput(
+                f"the prompt has {len(tokens)} tokens, which leaves no room in the context of {self.context} of "
+                f"{self.name}; shorten it"
+            )
+        return Branch(self, None, tokens, token_key(mix(seed & (2**64 - 1)), tokens))
+
+    # Synchronous twins, for scripts ------------------------------------------------------------------------
+
+    def generate(self, branch: Branch, n: int = 1, **options: Any) -> Branches:
+        """`Branch.sample` from synchronous code."""
+        return run(branch.sample(n, **options))
+
+    def score(self, branch: Branch, continuations: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
+        """`Branch.score` from synchronous code."""
+        return run(branch.score(continuations))
+
+    def next_token(self, branch: Branch) -> np.ndarray:
+        """`Branch.next_token` from synchronous code."""
+        return run(branch.next_token())
+
+    def logits(self, branch: Branch) -> np.ndarray:
+        """The logits at every position of a branch: float32 ``[T, V]``, one pass."""
+
+        async def submit() -> np.ndarray:
+            return await self.submit_logits(branch)
+
+        return run(submit())
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine from synchronous code, also where an event loop already runs (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            outcome.append(asyncio.run(coroutine))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=target, name="bough-run")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

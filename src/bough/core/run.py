@@ -1,0 +1,262 @@
+"""One run of a strategy: its task, reward, budget, best answer so far, and trace."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .backend import Capability
+from .branch import Branch
+from .budget import Budget, Ledger
+from .errors import BudgetExhausted, InvalidInput, RewardError, StrategyError, UnsupportedError
+from .events import Event, Expanded, Finished, Proposed, Pruned, Root, Scored, Selected, Trace
+from .technique import Strategy
+
+
+class Reward(Protocol):
+    """Scores branches: higher is better.
+
+    A process reward gives the probability, in [0, 1], that a partial solution is right so far.
+    """
+
+    name: str
+
+    async def __call__(self, branches: Sequence[Branch], run: Run) -> Sequence[float]:
+        """One finite score per branch."""
+        ...
+
+
+class TaskLike(Protocol):
+    """What a strategy may know of the problem: where a step ends, where a solution ends, what its answer is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def step_stop(self) -> str: ...
+    @property
+    def answer_stop(self) -> str | None: ...
+    def extract(self, text: str) -> str | None:
+        """The final answer in a completion, or None if there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """The task of a free prompt: a step is a line, a solution ends with the text, its answer is its last line."""
+
+    name: str = "text"
+    step_stop: str = "\n"
+    answer_stop: str | None = None
+
+    def extract(self, text: str) -> str | None:
+        lines = text.strip().splitlines()
+        return lines[-1].strip() if lines else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run found, and what it cost.
+
+    Attributes:
+        text: the completion (the prompt left out).
+        score: the reward of the answer, or None if it was never scored.
+        branch: the answer's branch; None if the budget ended before there was any.
+        stopped_by: the budget that ended the run ("tokens: 200 of 200"), or None if the strategy finished.
+    """
+
+    text: str
+    score: float | None
+    branch: Branch | None
+    ledger: Ledger
+    trace: Trace
+    stopped_by: str | None = None
+
+
+class Run:
+    """What a strategy is given beside the prompt.
+
+    Attributes:
+        task: where steps and solutions end, and what the answer is.
+        ledger: what the run has spent, with its budget.
+        best: the best branch proposed so far; None before the first proposal.
+        best_score: its score; None if it was proposed without one.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: TaskLike | None = None,
+        reward: Reward | None = None,
+        budget: Budget | None = None,
+        trace: Trace | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.task: TaskLike = task or FreeText()
+        self.ledger = Ledger(budget or Budget())
+        self.trace = trace
+        self.best: Branch | None = None
+        self.best_score: float | None = None
+        self._reward = reward
+        self._on_event = on_event
+        self._expansions = 0
+
+    # What a strategy calls ---------------------------------------------------------------------------------
+
+    async def reward(self, branches: Sequence[Branch]) -> list[float]:
+        """Score each branch.
+
+        Raises:
+            BudgetExhausted: the budget has fewer reward calls left than there are branches.
+            RewardError: the reward returned NaN, or not one score per branch.
+        """
+        if self._reward is None:
+            raise UnsupportedError("this run has no reward; give solve(..., reward=...)")
+        if not branches:
+            return []
+        ledger = self.ledger
+        if len(branches) > ledger.reward_calls_left:
+            raise BudgetExhausted(
+                f"the run's budget is spent (reward_calls: {ledger.reward_calls} of {ledger.budget.reward_calls}, "
+                f"{len(branches)} more asked for)"
+            )
+        ledger.reward_calls += len(branches)
+        scores = [float(score) for score in await self._reward(branches, self)]
+        name = self._reward.name
+        if len(scores) != len(branches):
+            raise RewardError(f"reward {name} returned {len(scores)} scores for {len(branches)} branches")
+        for branch, score in zip(branches, scores, strict=True):
+            if not math.isfinite(score):
+                raise RewardError(f"reward {name} returned {score} for {branch!r}; scores must be finite")
+            if self.observed:
+                self.emit(Scored(branch.id, score, name))
+        return scores
+
+    def propose(self, branch: Branch, score: float | None = None) -> bool:
+        """Offer a whole solution as the answer; it is kept if it beats the best so far. The first of equals stays.
+
+        A scored branch beats an unscored one.
+        """
+        if self.best is not None:
+            if score is None:
+                return False
+            if self.best_score is not None and score <= self.best_score:
+                return False
+        self.best, self.best_score = branch, score
+        if self.observed:
+            self.emit(Proposed(branch.id, score))
+        return True
+
+    def is_solution(self, branch: Branch) -> bool:
+        """Whether the branch is a whole solution: the text has ended, or the task's answer stop was reached."""
+        answer_stop = self.task.answer_stop
+        return branch.finished or (answer_stop is not None and answer_stop in branch.completion)
+
+    @property
+    def step_stops(self) -> list[str]:
+        """Stop strings that end a step or the whole solution."""
+        answer_stop = self.task.answer_stop
+        return [self.task.step_stop] if answer_stop is None else [self.task.step_stop, answer_stop]
+
+    def expanded(
+        self, branch: Branch, g: float | None = None, h: float | None = None, f: float | None = None
+    ) -> None:
+        """Record that a search expands this branch, with its costs."""
+        self._expansions += 1
+        if self.observed:
+            self.emit(Expanded(branch.id, self._expansions, g, h, f))
+
+    def pruned(self, branch: Branch, reason: str) -> None:
+        """Record that a search gives this branch up."""
+        if self.observed:
+            self.emit(Pruned(branch.id, reason))
+
+    def selected(self, branch: Branch) -> None:
+        """Record that a search keeps this branch among its siblings."""
+        if self.observed:
+            self.emit(Selected(branch.id))
+
+    # What carries it out -----------------------------------------------------------------------------------
+
+    @property
+    def observed(self) -> bool:
+        """Whether anybody reads the events."""
+        return self.trace is not None or self._on_event is not None
+
+    def emit(self, event: Event) -> None:
+        if self.trace is not None:
+            self.trace.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def salvage(self, leaves: Sequence[Branch]) -> None:
+        """Keep what an interrupted call had: its first whole solution, if nothing was proposed yet."""
+        for leaf in leaves:
+            if leaf.finish != "budget" and self.is_solution(leaf):
+                self.propose(leaf)
+
+    async def execute(self, strategy: Strategy, prompt: Branch) -> Answer:
+        """Run the strategy below a root, under the budget.
+
+        Raises:
+            UnsupportedError: before anything runs, if the backend lacks what the strategy requires.
+            StrategyError: the strategy raised; ``best`` holds what it had found.
+        """
+        self.check(strategy, prompt)
+        prompt = prompt.with_run(self)
+        if self.observed:
+            self.emit(Root(prompt.id, prompt.text, prompt.length))
+        stopped_by: str | None = None
+        try:
+            answer = await asyncio.wait_for(strategy(prompt, self), self.ledger.budget.seconds)
+            if answer is not None:
+                score = self.best_score if answer is self.best else None
+                self.best, self.best_score = answer, score
+        except BudgetExhausted as error:
+            stopped_by = str(error)
+        except (asyncio.TimeoutError, TimeoutError):
+            stopped_by = f"seconds: {self.ledger.seconds:.3g} of {self.ledger.budget.seconds}"
+        except (asyncio.CancelledError, InvalidInput, RewardError):
+            raise
+        except Exception as error:
+            raise StrategyError(f"strategy {strategy.info.name} raised {error!r}", self.best) from error
+        finally:
+            self.ledger.close()
+        result = Answer(
+            text=self.best.completion if self.best is not None else "",
+            score=self.best_score,
+            branch=self.best,
+            ledger=self.ledger,
+            trace=self.trace or Trace(),
+            stopped_by=stopped_by,
+        )
+        if self.observed:
+            answer_id = self.best.id if self.best is not None else None
+            self.emit(Finished(answer_id, result.text, result.score, self.ledger.to_dict(), stopped_by))
+        return result
+
+    def check(self, strategy: Strategy, prompt: Branch) -> None:
+        """Refuse, before anything runs, what cannot work: a missing capability or reward."""
+        info = strategy.info
+        missing = info.requires - prompt.backend.capabilities
+        if missing:
+            raise UnsupportedError(
+                f"{info.name} needs {'; '.join(sorted(c.value for c in missing))}, which {prompt.backend.name} "
+                "does not offer"
+            )
+        if info.needs_reward and self._reward is None:
+            raise UnsupportedError(f"{info.name} needs a reward; give solve(..., reward=...)")
+
+
+def header(strategy: Strategy, prompt: Branch, run: Run, seed: int) -> dict[str, Any]:
+    """A trace's first record."""
+    limits = {k: v for k, v in vars(run.ledger.budget).items() if v is not None}
+    return {
+        "strategy": strategy.describe(), "model": prompt.backend.name, "seed": seed, "prompt": prompt.text,
+        "budget": limits, "capabilities": sorted(c.name for c in Capability if c in prompt.backend.capabilities),
+    }  # fmt: skip
+
+
+__all__ = ["Answer", "FreeText", "Reward", "Run", "TaskLike", "header"]

@@ -1,0 +1,108 @@
+"""The registry of techniques: what each is called, which paper it is, what it promises and needs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from .backend import Capability
+from .errors import InvalidInput
+
+if TYPE_CHECKING:
+    from .branch import Branch
+    from .run import Run
+
+
+class Promise(Enum):
+    """What a technique promises of its output; contract tests check it."""
+
+    EXACT = "token-identical to plain decoding under the same seed"
+    UNBIASED = "the same distribution as plain decoding"
+    APPROXIMATE = "another distribution than plain decoding, on purpose or by a measured error"
+
+
+@dataclass(frozen=True)
+class TechniqueInfo:
+    """A technique's entry in the gallery."""
+
+    name: str
+    cls: type
+    family: str
+    paper: str
+    promise: Promise
+    requires: frozenset[Capability]
+    needs_reward: bool
+
+    @property
+    def summary(self) -> str:
+        """The first line of the technique's docstring."""
+        return (self.cls.__doc__ or "").strip().splitlines()[0]
+
+
+class Strategy(ABC):
+    """An inference-time algorithm: a frozen dataclass of hyper-parameters and one coroutine.
+
+    The coroutine says nothing about batching: the engine batches whatever all live coroutines wait for. It may be
+    cut off at any await, when the budget ends; the best branch it has proposed until then is the answer.
+    """
+
+    info: ClassVar[TechniqueInfo]
+
+    @abstractmethod
+    async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
+        """Search below ``prompt``; return the answer (None: the best branch that was proposed)."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as plain values."""
+        assert is_dataclass(self)
+        return {"name": self.info.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+
+_REGISTRY: dict[str, TechniqueInfo] = {}
+_C = TypeVar("_C", bound=type)
+
+
+def technique(
+    name: str,
+    *,
+    paper: str,
+    promise: Promise,
+    family: str = "search",
+    requires: Iterable[Capability] = (Capability.SAMPLE,),
+    needs_reward: bool = False,
+) -> Callable[[_C], _C]:
+    """Class decorator that registers a technique; registration puts it under contract tests and in the gallery."""
+
+    def register(cls: _C) -> _C:
+        known = _REGISTRY.get(name)
+        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+            raise InvalidInput(f"technique {name!r} is registered already, by {known.cls.__qualname__}")
+        info = TechniqueInfo(name, cls, family, paper, promise, frozenset(requires), needs_reward)
+        cls.info = info
+        _REGISTRY[name] = info
+        return cls
+
+    return register
+
+
+def techniques() -> dict[str, TechniqueInfo]:
+    """Every registered technique by name, third parties' (entry points ``bough.techniques``) included."""
+    for entry in entry_points(group="bough.techniques"):
+        entry.load()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get_technique(name: str) -> TechniqueInfo:
+    """The technique of that name.
+
+    Raises:
+        InvalidInput: there is none; the message lists what there is.
+    """
+    known = techniques()
+    if name not in known:
+        raise InvalidInput(f"there is no technique {name!r}; there are {', '.join(known)}")
+    return known[name]
