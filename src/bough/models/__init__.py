@@ -1,0 +1,21 @@
+"""Decoders and tokenizers from Hugging Face checkpoints."""
+
+from .attention import AttentionSpec, Attend, dense_attend
+from .config import LayerSpec, ModelConfig
+from .decoder import Decoder, Hidden
+from .tokenizer import Tokenizer, load_tokenizer
+from .weights import load_decoder, save_decoder
+
+__all__ = [
+    "Attend",
+    "AttentionSpec",
+    "Decoder",
+    "Hidden",
+    "LayerSpec",
+    "ModelConfig",
+    "Tokenizer",
+    "dense_attend",
+    "load_decoder",
+    "load_tokenizer",
+    "save_decoder",
+]

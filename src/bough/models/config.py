@@ -1,0 +1,582 @@
+"""``config.json`` -> :class:`ModelConfig`, the one description the decoder is built from.
+
+Every key of a config is read, known to be inert, or refused by name, so an unknown knob never yields a
+wrong answer quietly. What a config cannot say, because Hugging Face's class for that ``model_type`` says
+it, is in one table, :data:`TRAITS`; ``architectures`` and ``model_type`` are matched exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from bough.core.errors import ConfigError
+
+from .attention import AttentionSpec
+from .rope import RopeSpec
+
+HeadKind = Literal["lm", "classification"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What belongs to a ``model_type`` and is not in its ``config.json``."""
+
+    prefix: str  # of its architectures: <prefix>ForCausalLM ...
+    knobs: Mapping[str, Any]  # the keys it has beyond the common ones, with the default where one is left out
+    # Checkpoint names of the four norms of a layer; None where the block has no such norm.
+    attention_norms: tuple[str | None, str | None] = ("input_layernorm", None)  # before, after
+    mlp_norms: tuple[str | None, str | None] = ("post_attention_layernorm", None)
+    norm_offset: float = 0.0  # the norm multiplies by offset + weight
+    qk_norm: Literal["head", "full"] | None = None  # over each head, or over all heads together
+    qkv_bias: bool = False  # biases on q, k, v whatever attention_bias says
+    bias_knobs: bool = True
+    fused: bool = False  # the checkpoint holds qkv_proj and gate_up_proj
+    scaled_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
+    windowed: Literal["all", "upper", "pattern", "nope"] | None = None  # layers a sliding window applies to
+    rope_aliases: Mapping[str, str] = field(default_factory=dict)
+    # Checkpoint names of router, experts, and an expert's gate, up and down.
+    moe: tuple[str, str, str, str, str] | None = None
+
+
+_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_GEMMA = {
+    "num_key_value_heads": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_act": None,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+    "use_bidirectional_attention": False,
+}
+_GEMMA_NORMS: dict[str, Any] = {
+    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
+    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "norm_offset": 1.0,
+    "scaled_embedding": True,
+    "windowed": "pattern",
+}
+_MLP_EXPERTS = ("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
+
+TRAITS: Mapping[str, Traits] = MappingProxyType(
+    {
+        "llama": Traits("Llama", {"attention_bias": False, "mlp_bias": False}),
+        "mistral": Traits("Mistral", {"sliding_window": 4096}, windowed="all"),
+        "qwen2": Traits("Qwen2", {**_QWEN_WINDOW, "layer_types": None}, qkv_bias=True, windowed="upper"),
+        "qwen3": Traits(
+            "Qwen3",
+            {**_QWEN_WINDOW, "layer_types": None, "attention_bias": False, "head_dim": 128},
+            qk_norm="head",
+            windowed="upper",
+        ),
+        "gemma2": Traits(
+            "Gemma2",
+            {
+                **_GEMMA,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+                "sliding_window_pattern": 2,
+            },
+            **_GEMMA_NORMS,
+        ),
+        "gemma3_text": Traits(
+            "Gemma3",
+            {
+                **_GEMMA,
+                "final_logit_softcapping": None,
+                "sliding_window_pattern": 6,
+                "rope_theta": 1_000_000.0,
+                "rope_local_base_freq": 10_000.0,
+            },
+            qk_norm="head",
+            **_GEMMA_NORMS,
+        ),
+        "phi3": Traits(
+            "Phi3",
+            {
+                "sliding_window": None,
+                "rms_norm_eps": 1e-5,
+                "partial_rotary_factor": 1.0,
+                "original_max_position_embeddings": 4096,
+            },
+            fused=True,
+            windowed="all",
+            rope_aliases={"su": "longrope", "yarn": "longrope"},
+        ),
+        "olmo2": Traits(
+            "Olmo2",
+            {"attention_bias": False, "rms_norm_eps": 1e-5},
+            attention_norms=(None, "post_attention_layernorm"),
+            mlp_norms=(None, "post_feedforward_layernorm"),
+            qk_norm="full",
+        ),
+        "smollm3": Traits(
+            "SmolLM3",
+            {
+                "attention_bias": False,
+                "mlp_bias": False,
+                "use_sliding_window": False,
+                "sliding_window": None,
+                "layer_types": None,
+                "no_rope_layers": None,
+                "no_rope_layer_interval": 4,
+                "rope_theta": 2_000_000.0,
+                "tie_word_embeddings": True,
+            },
+            windowed="nope",
+        ),
+        "granite": Traits(
+            "Granite",
+            {
+                "attention_bias": False,
+                "mlp_bias": False,
+                "embedding_multiplier": 1.0,
+                "residual_multiplier": 1.0,
+                "attention_multiplier": 1.0,
+                "logits_scaling": 1.0,
+            },
+        ),
+        "mixtral": Traits(
+            "Mixtral",
+            {
+                "sliding_window": None,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 1_000_000.0,
+                "num_local_experts": 8,
+                "num_experts_per_tok": 2,
+            },
+            windowed="all",
+            moe=("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
+        ),
+        "qwen3_moe": Traits(
+            "Qwen3Moe",
+            {
+                "attention_bias": False,
+                "use_sliding_window": False,
+                "sliding_window": 4096,
+                "max_window_layers": 0,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": (),
+                "moe_intermediate_size": 768,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "norm_topk_prob": False,
+            },
+            qk_norm="head",
+            windowed="all",
+            moe=_MLP_EXPERTS,
+        ),
+        "olmoe": Traits(
+            "Olmoe",
+            {
+                "attention_bias": False,
+                "clip_qkv": None,
+                "rms_norm_eps": 1e-5,
+                "num_experts": 64,
+                "num_experts_per_tok": 8,
+                "norm_topk_prob": False,
+            },
+            qk_norm="full",
+            moe=_MLP_EXPERTS,
+        ),
+    }
+)
+
+# Keys every type has. Ellipsis: required. A type's knobs override these.
+_COMMON: Mapping[str, Any] = {
+    "vocab_size": ...,
+    "hidden_size": ...,
+    "intermediate_size": ...,
+    "num_hidden_layers": ...,
+    "num_attention_heads": ...,
+    "num_key_value_heads": None,
+    "max_position_embeddings": ...,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+
+# What a knob is worth in a type that does not have it.
+_OFF: Mapping[str, Any] = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+    "use_sliding_window": True,
+    "max_window_layers": 0,
+    "layer_types": None,
+    "sliding_window_pattern": 0,
+    "use_bidirectional_attention": False,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 0,
+    "query_pre_attn_scalar": None,
+    "attention_multiplier": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "clip_qkv": None,
+    "hidden_activation": None,
+    "partial_rotary_factor": None,
+    "original_max_position_embeddings": None,
+    "rope_local_base_freq": None,
+    "num_local_experts": None,
+    "num_experts": None,
+    "num_experts_per_tok": 0,
+    "norm_topk_prob": True,
+    "moe_intermediate_size": None,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": (),
+}
+
+# Keys that do not change what the decoder computes.
+_INERT = frozenset(
+    "_name_or_path _attn_implementation _attn_implementation_autoset attn_implementation architectures auto_map"
+    " model_type transformers_version torch_dtype dtype use_cache cache_implementation initializer_range"
+    " attention_dropout resid_pdrop embd_pdrop classifier_dropout hidden_dropout pretraining_tp"
+    " output_router_logits router_aux_loss_coef router_jitter_noise bos_token_id eos_token_id pad_token_id"
+    " unk_token_id sep_token_id decoder_start_token_id id2label label2id num_labels problem_type"
+    " output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder"
+    " is_decoder _sliding_window_pattern tokenizer_class use_mambapy task_specific_params"
+    " transformers.js_config max_length".split()
+)
+
+_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
+_HEADS: Mapping[str, str] = {
+    "ForCausalLM": "lm",
+    "ForTokenClassification": "linear",
+    "ForSequenceClassification": "linear",
+    "ForProcessRewardModel": "mlp",
+}
+_ARCHITECTURES: Mapping[str, tuple[str, str]] = {
+    traits.prefix + suffix: (model_type, head)
+    for model_type, traits in TRAITS.items()
+    for suffix, head in _HEADS.items()
+} | {"Gemma3TextForSequenceClassification": ("gemma3_text", "linear")}
+
+
+@dataclass(frozen=True)
+class MoeSpec:
+    """A sparse mixture of experts: ``top_k`` of ``experts`` MLPs of width ``intermediate`` a token."""
+
+    experts: int
+    top_k: int
+    intermediate: int
+    normalise: bool  # the chosen experts' probabilities are rescaled to sum to 1
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One decoder layer: how it attends, which rotary embedding it uses (None: none), dense or sparse."""
+
+    attention: AttentionSpec
+    rope: int | None
+    sparse: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer, fully described. ``raw`` is the config.json it came from."""
+
+    model_type: str
+    traits: Traits = field(repr=False)
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    layers: tuple[LayerSpec, ...]
+    ropes: tuple[RopeSpec, ...]
+    context: int  # the longest sequence, in tokens
+    activation: str
+    norm_eps: float
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qkv_clip: float | None
+    embed_scale: float
+    residual_scale: float
+    logit_scale: float
+    logit_softcap: float | None
+    tied: bool
+    moe: MoeSpec | None
+    head: Literal["lm", "linear", "mlp"]
+    labels: int  # outputs of a classification head
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """``"lm"``: logits over the vocabulary; ``"classification"``: over the checkpoint's labels."""
+        return "lm" if self.head == "lm" else "classification"
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], context: int | None = None) -> ModelConfig:
+        """Read a ``config.json``; ``context`` fixes the rotary regime and the longest sequence.
+
+        Raises :class:`ConfigError` for an unknown architecture, a missing key, an unknown key, or a value
+        that bough does not execute.
+        """
+        model_type, head = _architecture(raw)
+        traits = TRAITS[model_type]
+        reader = _Reader(raw, traits, model_type)
+        hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+        kv_heads = reader["num_key_value_heads"]
+        kv_heads = heads if kv_heads is None else kv_heads
+        head_dim = reader["head_dim"] or hidden // heads
+        if heads % kv_heads:
+            raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        if reader["use_bidirectional_attention"]:
+            raise ConfigError("use_bidirectional_attention is not supported: bough decodes causally")
+        bias = reader["attention_bias"]
+        ropes, rope_of = _ropes(reader, head_dim)
+        scale = reader["attention_multiplier"]
+        if scale is None:
+            scale = (reader["query_pre_attn_scalar"] or head_dim) ** -0.5
+        config = cls(
+            model_type=model_type,
+            traits=traits,
+            vocab_size=reader.size("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=reader.size("intermediate_size"),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            layers=_layers(reader, scale, rope_of),
+            ropes=ropes,
+            context=min(rope.default_context for rope in ropes) if context is None else context,
+            activation=_activation(reader),
+            norm_eps=reader["rms_norm_eps"],
+            qkv_bias=bias or traits.qkv_bias,
+            o_bias=bias,
+            mlp_bias=reader["mlp_bias"],
+            qkv_clip=reader["clip_qkv"],
+            embed_scale=math.sqrt(hidden) if traits.scaled_embedding else reader["embedding_multiplier"],
+            residual_scale=reader["residual_multiplier"],
+            logit_scale=1.0 / reader["logits_scaling"],
+            logit_softcap=reader["final_logit_softcapping"],
+            tied=bool(reader["tie_word_embeddings"]) and head == "lm",
+            moe=_moe(reader),
+            head=head,  # type: ignore[arg-type]
+            labels=len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2),
+            raw=dict(raw),
+        )
+        reader.refuse_the_rest()
+        if config.context < 1:
+            raise ConfigError(f"context must be at least 1 token, got {config.context}")
+        return config
+
+
+class _Reader:
+    """Looks keys up in a config, with defaults, and remembers which it has seen."""
+
+    def __init__(self, raw: Mapping[str, Any], traits: Traits, model_type: str) -> None:
+        self.raw, self.traits, self.model_type = raw, traits, model_type
+        self.known = {**_COMMON, **traits.knobs}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.known:
+            return _OFF[key]
+        value = self.raw.get(key)
+        default = self.known[key]
+        if value is None and key in self.raw and default is not ...:
+            # An explicit null switches an optional knob off, but cannot unset a number that must be there.
+            value = None if key in _OFF and _OFF[key] is None else default
+        elif value is None:
+            value = default
+        if value is ...:
+            raise ConfigError(f"config.json lacks {key!r}, which a {self.model_type} model needs")
+        return value
+
+    def size(self, key: str) -> int:
+        value = self[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"config.json: {key} must be a positive integer, got {value!r}")
+        return value
+
+    def refuse_the_rest(self) -> None:
+        unknown = sorted(k for k, v in self.raw.items() if k not in self.known and k not in _INERT and v is not None)
+        if unknown:
+            raise ConfigError(
+                f"config.json has {unknown[0]!r}: {self.raw[unknown[0]]!r}, which bough does not know for a "
+                f"{self.model_type} model and will not ignore"
+                + (f" (nor {', '.join(map(repr, unknown[1:]))})" if unknown[1:] else "")
+            )
+
+
+def _architecture(raw: Mapping[str, Any]) -> tuple[str, str]:
+    """The model type and kind of head that a config's ``architectures`` and ``model_type`` name."""
+    model_type, names = raw.get("model_type"), raw.get("architectures") or []
+    if not names and model_type in TRAITS:
+        return model_type, "lm"
+    if len(names) != 1 or names[0] not in _ARCHITECTURES:
+        raise ConfigError(
+            f"unknown architecture {names or model_type!r}; bough runs <name>ForCausalLM and classification "
+            f"heads of {', '.join(sorted(t.prefix for t in TRAITS.values()))}"
+        )
+    expected, head = _ARCHITECTURES[names[0]]
+    if model_type is not None and model_type != expected:
+        raise ConfigError(f"architecture {names[0]!r} has model_type {expected!r}, but config.json says {model_type!r}")
+    return expected, head
+
+
+def _activation(reader: _Reader) -> str:
+    name = reader["hidden_activation"] or reader["hidden_act"]
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+    return str(name)
+
+
+def _layers(reader: _Reader, scale: float, rope_of: Mapping[str, int]) -> tuple[LayerSpec, ...]:
+    count = reader.size("num_hidden_layers")
+    window = reader["sliding_window"] if reader["use_sliding_window"] else None
+    rotated = reader["no_rope_layers"]
+    interval = reader["no_rope_layer_interval"]
+    if rotated is None:
+        rotated = [not interval or (i + 1) % interval != 0 for i in range(count)]
+    pattern, lowest = reader["sliding_window_pattern"], reader["max_window_layers"]
+    default = {
+        "all": lambda i: True,
+        "upper": lambda i: i >= lowest,
+        "pattern": lambda i: (i + 1) % pattern != 0,
+        "nope": lambda i: not rotated[i],
+        None: lambda i: False,
+    }[reader.traits.windowed]
+    types = reader["layer_types"]
+    if types is None:
+        sliding = "sliding_attention"
+        types = [sliding if window is not None and default(i) else "full_attention" for i in range(count)]
+    for name, values in (("layer_types", types), ("no_rope_layers", rotated)):
+        if len(values) < count:
+            raise ConfigError(f"{name} has {len(values)} entries for {count} layers")
+    experts, sparse_step = reader["num_local_experts"] or reader["num_experts"], reader["decoder_sparse_step"]
+    specs = []
+    for i, kind in enumerate(types[:count]):
+        if kind not in rope_of:
+            raise ConfigError(f"layer type {kind!r} is not one of {', '.join(rope_of)}")
+        if kind == "sliding_attention" and window is None:
+            raise ConfigError(f"layer {i} is of type 'sliding_attention', but there is no sliding_window")
+        specs.append(
+            LayerSpec(
+                AttentionSpec(
+                    scale=scale,
+                    window=window if kind == "sliding_attention" else None,
+                    softcap=reader["attn_logit_softcapping"],
+                ),
+                rope=rope_of[kind] if rotated[i] else None,
+                sparse=bool(experts) and i not in reader["mlp_only_layers"] and (i + 1) % sparse_step == 0,
+            )
+        )
+    return tuple(specs)
+
+
+def _moe(reader: _Reader) -> MoeSpec | None:
+    experts = reader["num_local_experts"] or reader["num_experts"]
+    if not experts:
+        return None
+    width = reader["moe_intermediate_size"] or reader["intermediate_size"]
+    return MoeSpec(experts, reader["num_experts_per_tok"], width, reader["norm_topk_prob"])
+
+
+_ROPE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {  # kind -> required, optional
+    "default": (frozenset(), frozenset()),
+    "linear": (frozenset({"factor"}), frozenset()),
+    "dynamic": (frozenset({"factor"}), frozenset({"original_max_position_embeddings"})),
+    "llama3": (
+        frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
+        frozenset({"original_max_position_embeddings"}),
+    ),
+    "yarn": (
+        frozenset({"factor"}),
+        frozenset(
+            "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim"
+            " truncate".split()
+        ),
+    ),
+    "longrope": (
+        frozenset({"short_factor", "long_factor"}),
+        frozenset({"factor", "attention_factor", "original_max_position_embeddings"}),
+    ),
+}
+
+
+def _ropes(reader: _Reader, head_dim: int) -> tuple[tuple[RopeSpec, ...], dict[str, int]]:
+    """The distinct rotary embeddings, and which of them each layer type uses.
+
+    The newer schema has everything in ``rope_parameters``, by layer type where types differ; the older
+    one has ``rope_theta``, ``rope_scaling`` and, for the local layers, ``rope_local_base_freq``.
+    """
+    newer, older = reader["rope_parameters"], reader["rope_scaling"]
+    if newer and older and dict(newer) != dict(older):
+        raise ConfigError("config.json has both rope_parameters and rope_scaling, and they differ; keep one")
+    full = sliding = dict(newer or older or {})
+    if reader["rope_local_base_freq"] is not None:
+        if newer and "full_attention" in newer:
+            full, sliding = dict(newer["full_attention"] or {}), dict(newer.get("sliding_attention") or {})
+        else:
+            sliding = {}
+        sliding = {"rope_theta": reader["rope_local_base_freq"], **sliding}
+    one, other = _rope(reader, full, head_dim), _rope(reader, sliding, head_dim)
+    if one == other:
+        return (one,), {"full_attention": 0, "sliding_attention": 0}
+    return (one, other), {"full_attention": 0, "sliding_attention": 1}
+
+
+def _rope(reader: _Reader, given: dict[str, Any], head_dim: int) -> RopeSpec:
+    """One rotary embedding from the entries of a ``rope_parameters`` or ``rope_scaling``."""
+    given = {k: v for k, v in given.items() if v is not None}
+    old_name = given.pop("type", "default")
+    kind = given.pop("rope_type", old_name)
+    kind = reader.traits.rope_aliases.get(kind, kind)
+    theta = given.pop("rope_theta", reader["rope_theta"])
+    partial = given.pop("partial_rotary_factor", reader["partial_rotary_factor"])
+    if kind not in _ROPE_KEYS:
+        raise ConfigError(f"rope type {kind!r} is not one of {', '.join(_ROPE_KEYS)}")
+    required, optional = _ROPE_KEYS[kind]
+    for key in sorted(required - given.keys()):
+        raise ConfigError(f"rope type {kind!r} needs {key!r}, which config.json lacks")
+    for key in sorted(given.keys() - required - optional):
+        raise ConfigError(f"rope type {kind!r} has no knob {key!r} (it is {given[key]!r})")
+    longest = reader.size("max_position_embeddings")
+    original = given.pop("original_max_position_embeddings", None)
+    outer = reader["original_max_position_embeddings"]
+    if outer is not None and original not in (None, outer):
+        raise ConfigError(f"original_max_position_embeddings is {outer}, but the rope parameters say {original}")
+    original = outer or original or longest
+    dim = int(head_dim * (1.0 if partial is None else partial))
+    mscale, mscale_all = given.pop("mscale", None), given.pop("mscale_all_dim", None)
+    for key in ("short_factor", "long_factor"):
+        if key in given:
+            given[key] = tuple(map(float, given[key]))
+            if len(given[key]) != dim // 2:
+                raise ConfigError(f"{key} has {len(given[key])} entries for {dim // 2} rotated pairs")
+    if "attention_factor" not in given and kind == "yarn":
+        given["attention_factor"] = _yarn_scale(given["factor"], mscale, mscale_all)
+    if "attention_factor" not in given and kind == "longrope":
+        stretch = given.get("factor", longest / original)
+        given["attention_factor"] = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    return RopeSpec(dim, theta, kind, max_positions=longest, original_positions=original, **given)
+
+
+def _yarn_scale(factor: float, mscale: float | None, mscale_all: float | None) -> float:
+    """YaRN's attention factor, 0.1 ln(s) + 1, or the quotient of two of them (DeepSeek's variant)."""
+
+    def scale(m: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
+
+    return scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1.0)

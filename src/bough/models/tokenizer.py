@@ -1,0 +1,234 @@
+"""``tokenizer.json`` with its chat template, as text <-> token ids and token id -> exact bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bough.core.errors import CheckpointError, InvalidInput
+
+from .weights import read_json
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    ``bos_id`` is None where the checkpoint has none; ``eos_ids`` are all ids that end a generation.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        chat_template: str | None = None,
+        special: Mapping[str, str] | None = None,
+        bos_id: int | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        # A tokenizer.json may carry the truncation and padding of somebody's training run.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._special = dict(special or {})
+        self.chat_template = chat_template
+        self.bos_id = bos_id
+        self.eos_ids = eos_ids
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._to_bytes = _decoder_of(json.loads(tokenizer.to_str()).get("decoder"))
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]:
+        """Token ids of ``text``; with ``add_special``, in the frame (bos ...) the checkpoint puts around it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        for token in ids:
+            self._in_vocabulary(token)
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token contributes to the text; ``b""`` for a special token.
+
+        Joined over the ids of a text they are that text in UTF-8, preceded by one space where the
+        tokenizer puts one before every text (:attr:`prefix_space`).
+        """
+        self._in_vocabulary(token)
+        return self._bytes[token]
+
+    @cached_property
+    def prefix_space(self) -> bool:
+        """Whether ``encode`` puts a space in front of the text, as sentencepiece tokenizers do."""
+        return b"".join(map(self.token_bytes, self.encode("a"))) == b" a"
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, ``[{"role": ..., "content": ...}, ...]``, in the checkpoint's format.
+
+        Raises :class:`InvalidInput` if the checkpoint has no chat template, or its template refuses.
+        """
+        return self.encode(self.chat_text(messages, add_generation_prompt))
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The text that :meth:`chat` encodes."""
+        if self.chat_template is None:
+            raise InvalidInput("this checkpoint has no chat template; give text or token ids instead")
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidInput(f"the checkpoint's chat template refuses these messages: {error}") from error
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        return environment.from_string(self.chat_template or "")
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        table = {id: self._to_bytes(token) for token, id in self._tokenizer.get_vocab(False).items()}
+        for id, added in self._tokenizer.get_added_tokens_decoder().items():
+            table[id] = b"" if added.special else added.content.encode()
+        return table
+
+    def _in_vocabulary(self, token: int) -> None:
+        if self._tokenizer.id_to_token(token) is None if token >= 0 else True:
+            raise InvalidInput(f"token id {token} is not in the tokenizer's vocabulary of {self.vocab_size}")
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
+    """The tokenizer of a checkpoint's folder, or None if it has no ``tokenizer.json``.
+
+    Raises :class:`CheckpointError` for a file that is corrupt or that bough cannot take token bytes from.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
+    settings = _json(folder / "tokenizer_config.json")
+    special = _special_tokens({**_json(folder / "special_tokens_map.json"), **settings})
+    for token in special.values():
+        if tokenizer.token_to_id(token) is None:
+            raise CheckpointError(f"{folder}: special token {token!r} is not in tokenizer.json")
+    bos, eos = special.get("bos_token"), special.get("eos_token")
+    generation = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
+    ends = generation.get("eos_token_id")
+    if ends is None:
+        ends = [] if eos is None else [tokenizer.token_to_id(eos)]
+    try:
+        return Tokenizer(
+            tokenizer,
+            chat_template=_chat_template(folder, settings),
+            special=special,
+            bos_id=generation.get("bos_token_id") if bos is None else tokenizer.token_to_id(bos),
+            eos_ids=frozenset([ends] if isinstance(ends, int) else ends),
+        )
+    except _UnknownDecoder as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """``bos_token`` and the like, which are strings or ``{"content": ...}``, and which templates may use."""
+    tokens = {}
+    for name, value in settings.items():
+        if name.endswith("_token") and isinstance(value, Mapping):
+            value = value.get("content")
+        if name.endswith("_token") and isinstance(value, str):
+            tokens[name] = value
+    return tokens
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = _json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))
+    if isinstance(template, list):  # several, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks what an assistant wrote, for training; its body renders as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+class _UnknownDecoder(Exception):
+    pass
+
+
+def _decoder_of(decoder: Mapping[str, Any] | None) -> Callable[[str], bytes]:
+    """token -> bytes, for the decoders of byte-level and sentencepiece-style tokenizers."""
+    kind = None if decoder is None else decoder["type"]
+    if decoder is None or kind not in ("ByteLevel", "Metaspace", "Fuse", "Sequence"):
+        raise _UnknownDecoder(f"the decoder {kind!r} is not supported: its tokens have no bytes of their own")
+    steps = decoder["decoders"] if kind == "Sequence" else [decoder]
+    kinds = [step["type"] for step in steps]
+    if "ByteLevel" in kinds:
+        return lambda token: bytes(map(_BYTE_OF.__getitem__, token))
+    replace: list[tuple[str, str]] = []
+    for step in steps:
+        if step["type"] == "Metaspace":
+            replace.append((step["replacement"], " "))
+        elif step["type"] == "Replace" and "String" in step["pattern"]:
+            replace.append((step["pattern"]["String"], step["content"]))
+        elif step["type"] not in ("ByteFallback", "Fuse", "Strip"):
+            raise _UnknownDecoder(f"the decoder {step['type']!r} is not supported inside a sequence")
+
+    def to_bytes(token: str) -> bytes:
+        if "ByteFallback" in kinds and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes.fromhex(token[3:5])
+        for old, new in replace:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return to_bytes
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's printable character for each byte: itself if printable, else the next from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()

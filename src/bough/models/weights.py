@@ -1,0 +1,238 @@
+"""Safetensors checkpoints in, safetensors checkpoints out; nothing is ever unpickled.
+
+:func:`tensor_views` gives every tensor a checkpoint must have, by its name there, as a view of the decoder's
+own (often fused) parameter. Loading copies into the views, saving writes them out: one mapping, both ways.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bough.core.errors import CheckpointError, InvalidInput
+
+from .config import ModelConfig
+from .decoder import Decoder, HeadNorm, Layer, SparseMlp, WidthNorm
+from .hub import resolve
+
+_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def tensor_views(decoder: Decoder) -> dict[str, Tensor]:
+    """Every tensor of the decoder's checkpoint, by its name there, as a view of the parameter it is part of."""
+    config = decoder.config
+    views = {"model.embed_tokens.weight": decoder.embed.weight.data, "model.norm.weight": decoder.norm.weight.data}
+    for index, layer in enumerate(decoder.layers):
+        assert isinstance(layer, Layer)
+        for name, tensor in _layer_views(layer, config):
+            views[f"model.layers.{index}.{name}"] = tensor
+    if decoder.head is not None:
+        prefix = "lm_head" if config.head == "lm" else "score"
+        views.update({f"{prefix}.{name}": tensor for name, tensor in decoder.head.state_dict().items()})
+    return views
+
+
+def _layer_views(layer: Layer, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    traits = config.traits
+    norms = (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm, layer.mlp_post_norm)
+    for name, norm in zip((*traits.attention_norms, *traits.mlp_norms), norms, strict=True):
+        if norm is not None:
+            yield f"{name}.weight", norm.weight.data
+    attention, dim = layer.attention, config.head_dim
+    query, key = config.num_heads * dim, config.num_kv_heads * dim
+    if traits.fused:
+        yield from _linear("self_attn.qkv_proj", attention.qkv)
+    else:
+        for name, rows in zip("qkv", _rows(query, key, key), strict=True):
+            yield from _linear(f"self_attn.{name}_proj", attention.qkv, rows)
+    yield from _linear("self_attn.o_proj", attention.out)
+    if isinstance(attention.qk_norm, HeadNorm):
+        yield "self_attn.q_norm.weight", attention.qk_norm.weight.data[0]
+        yield "self_attn.k_norm.weight", attention.qk_norm.weight.data[1]
+    elif isinstance(attention.qk_norm, WidthNorm):
+        yield "self_attn.q_norm.weight", attention.qk_norm.query.weight.data
+        yield "self_attn.k_norm.weight", attention.qk_norm.key.weight.data
+    mlp = layer.mlp
+    if isinstance(mlp, SparseMlp):
+        assert traits.moe is not None
+        router, experts, *parts = traits.moe
+        yield f"{router}.weight", mlp.router.weight.data
+        gate, up = _rows(mlp.moe.intermediate, mlp.moe.intermediate)
+        for i in range(mlp.moe.experts):
+            tensors = mlp.gate_up.data[i, gate], mlp.gate_up.data[i, up], mlp.down.data[i]
+            for name, tensor in zip(parts, tensors, strict=True):
+                yield f"{experts}.{i}.{name}.weight", tensor
+        return
+    if traits.fused:
+        yield from _linear("mlp.gate_up_proj", mlp.gate_up)
+    else:
+        for name, rows in zip(("gate", "up"), _rows(*[config.intermediate_size] * 2), strict=True):
+            yield from _linear(f"mlp.{name}_proj", mlp.gate_up, rows)
+    yield from _linear("mlp.down_proj", mlp.down)
+
+
+def _linear(name: str, linear: nn.Linear, rows: slice = slice(None)) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.weight", linear.weight.data[rows]
+    if linear.bias is not None:
+        yield f"{name}.bias", linear.bias.data[rows]
+
+
+def _rows(*sizes: int) -> Iterator[slice]:
+    start = 0
+    for size in sizes:
+        yield slice(start, start + size)
+        start += size
+
+
+def load_decoder(
+    path_or_id: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    context: int | None = None,
+) -> Decoder:
+    """Load a Hugging Face folder, or a Hub id, as a :class:`Decoder` in evaluation mode.
+
+    ``dtype`` defaults to the one the checkpoint is stored in. ``context`` is the longest sequence in
+    tokens, and fixes the rotary regime (see :mod:`.rope`).
+
+    Raises :class:`~bough.core.errors.ConfigError` for a config that bough does not execute, and
+    :class:`CheckpointError`, before anything is returned, for files or tensors that do not fit it.
+    """
+    folder = resolve(path_or_id)
+    config = ModelConfig.from_dict(read_json(folder / "config.json"), context)
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    files = _open(folder)
+    stored = _check(tensor_views(decoder), files, config, folder)
+    decoder.to(dtype or stored).to_empty(device=device)
+    views = tensor_views(decoder)
+    with torch.no_grad():
+        for file, names in files.values():
+            for name in names:
+                if name in views:
+                    views[name].copy_(file.get_tensor(name))
+    return decoder.eval().requires_grad_(False)
+
+
+def _open(folder: Path) -> dict[Path, tuple[Any, list[str]]]:
+    """Each safetensors file of the folder, opened (memory-mapped), with the names of its tensors."""
+    index = folder / "model.safetensors.index.json"
+    where: Mapping[str, str] | None = None
+    if index.exists():
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not where:
+            raise CheckpointError(f"{index} has no weight_map")
+        paths = [folder / name for name in sorted(set(where.values()))]
+    else:
+        paths = [folder / "model.safetensors"]
+    files: dict[Path, tuple[Any, list[str]]] = {}
+    for path in paths:
+        if path.parent != folder:
+            raise CheckpointError(f"{index} names {path.name!r}, which is outside the checkpoint's folder")
+        if not path.exists():
+            raise CheckpointError(_missing(path))
+        try:
+            file = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
+            files[path] = file, list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
+    if where is not None:
+        for path, (_, names) in files.items():
+            expected = {name for name, shard in where.items() if shard == path.name}
+            for name in sorted(expected ^ set(names)):
+                side = "lacks" if name in expected else "has, but the index does not list,"
+                raise CheckpointError(f"{path} {side} tensor {name!r}")
+    return files
+
+
+def _missing(path: Path) -> str:
+    pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        return (
+            f"{path.parent} has its weights as pickles only ({pickles[0]}), which can run code when loaded and "
+            "which bough never opens; convert them with transformers' save_pretrained, or use a revision "
+            "that has safetensors"
+        )
+    return f"{path} is missing; download it again"
+
+
+def _check(
+    views: Mapping[str, Tensor], files: Mapping[Path, tuple[Any, list[str]]], config: ModelConfig, folder: Path
+) -> torch.dtype:
+    """Compare names, shapes and types with what the decoder needs; returns the type they are stored in."""
+    found: dict[str, Path] = {}
+    dtypes: dict[torch.dtype, str] = {}
+    for path, (file, names) in files.items():
+        for name in names:
+            if name in found:
+                raise CheckpointError(f"tensor {name!r} is in both {found[name].name} and {path.name}")
+            found[name] = path
+            part = file.get_slice(name)
+            if name not in views:
+                if _ignorable(name, config):
+                    continue
+                raise CheckpointError(f"{path} has tensor {name!r}, which a {config.model_type} model does not have")
+            shape, wanted = tuple(part.get_shape()), tuple(views[name].shape)
+            if shape != wanted:
+                raise CheckpointError(f"{path}: tensor {name!r} has shape {shape}, but config.json implies {wanted}")
+            if part.get_dtype() not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is {part.get_dtype()}; bough loads {', '.join(_DTYPES)}"
+                )
+            dtypes.setdefault(_DTYPES[part.get_dtype()], name)
+    for name in views:
+        if name not in found:
+            raise CheckpointError(f"{folder} lacks tensor {name!r} of shape {tuple(views[name].shape)}")
+    if len(dtypes) > 1:
+        named = ", ".join(f"{name!r} is {dtype}" for dtype, name in dtypes.items())
+        raise CheckpointError(f"{folder} mixes types: {named}; say which to load with dtype=")
+    return next(iter(dtypes))
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+    """Old rotary buffers, recomputed here, and the duplicate of a tied output embedding."""
+    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+
+
+def save_decoder(decoder: Decoder, folder: str | os.PathLike[str]) -> None:
+    """Write ``config.json`` and ``model.safetensors`` as ``transformers`` would, creating the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    views = tensor_views(decoder)
+    tensors = {name: view.detach().cpu().contiguous().clone() for name, view in views.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidInput(f"tensor {name!r} has NaN or infinite values; not saved")
+    dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
+    raw = {key: value for key, value in decoder.config.raw.items() if key not in ("dtype", "torch_dtype")}
+    _replace(folder / "config.json", json.dumps({**raw, "dtype": dtype}, indent=2, sort_keys=True) + "\n")
+    scratch = folder / "model.safetensors.part"
+    save_file(tensors, scratch, metadata={"format": "pt"})
+    os.replace(scratch, folder / "model.safetensors")
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint; raises :class:`CheckpointError` naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; a checkpoint is a folder as transformers saves it") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, but holds {type(value).__name__}")
+    return value
