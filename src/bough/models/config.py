@@ -19,6 +19,7 @@ from .attention import AttentionSpec
 from .rope import RopeSpec
 
 HeadKind = Literal["lm", "classification"]
+Head = Literal["lm", "linear", "linear, no bias", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Traits:
     norm_offset: float = 0.0  # the norm multiplies by offset + weight
     qk_norm: Literal["head", "full"] | None = None  # over each head, or over all heads together
     qkv_bias: bool = False  # biases on q, k, v whatever attention_bias says
-    bias_knobs: bool = True
     fused: bool = False  # the checkpoint holds qkv_proj and gate_up_proj
     scaled_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
     windowed: Literal["all", "upper", "pattern", "nope"] | None = None  # layers a sliding window applies to
@@ -44,7 +44,6 @@ class Traits:
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _GEMMA = {
-    "num_key_value_heads": None,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "hidden_act": None,
@@ -52,8 +51,8 @@ _GEMMA = {
     "attention_bias": False,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
+    "sliding_window_size": None,
     "layer_types": None,
-    "use_bidirectional_attention": False,
 }
 _GEMMA_NORMS: dict[str, Any] = {
     "attention_norms": ("input_layernorm", "post_attention_layernorm"),
@@ -62,6 +61,7 @@ _GEMMA_NORMS: dict[str, Any] = {
     "scaled_embedding": True,
     "windowed": "pattern",
 }
+_EXPERTS = {"num_experts": None, "num_local_experts": None}  # two names for one number
 _MLP_EXPERTS = ("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
 
 TRAITS: Mapping[str, Traits] = MappingProxyType(
@@ -86,7 +86,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
             **_GEMMA_NORMS,
         ),
         "gemma3_text": Traits(
-            "Gemma3",
+            "Gemma3Text",
             {
                 **_GEMMA,
                 "final_logit_softcapping": None,
@@ -123,6 +123,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
                 "mlp_bias": False,
                 "use_sliding_window": False,
                 "sliding_window": None,
+                "max_window_layers": 0,
                 "layer_types": None,
                 "no_rope_layers": None,
                 "no_rope_layer_interval": 4,
@@ -148,7 +149,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
                 "sliding_window": None,
                 "rms_norm_eps": 1e-5,
                 "rope_theta": 1_000_000.0,
-                "num_local_experts": 8,
+                **_EXPERTS,
                 "num_experts_per_tok": 2,
             },
             windowed="all",
@@ -164,7 +165,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
                 "decoder_sparse_step": 1,
                 "mlp_only_layers": (),
                 "moe_intermediate_size": 768,
-                "num_experts": 128,
+                **_EXPERTS,
                 "num_experts_per_tok": 8,
                 "norm_topk_prob": False,
             },
@@ -178,7 +179,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
                 "attention_bias": False,
                 "clip_qkv": None,
                 "rms_norm_eps": 1e-5,
-                "num_experts": 64,
+                **_EXPERTS,
                 "num_experts_per_tok": 8,
                 "norm_topk_prob": False,
             },
@@ -206,7 +207,7 @@ _COMMON: Mapping[str, Any] = {
     "rope_parameters": None,
 }
 
-# What a knob is worth in a type that does not have it.
+# What a knob is worth in a type that does not have it; a config may say so, and nothing else.
 _OFF: Mapping[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -215,7 +216,7 @@ _OFF: Mapping[str, Any] = {
     "max_window_layers": 0,
     "layer_types": None,
     "sliding_window_pattern": 0,
-    "use_bidirectional_attention": False,
+    "sliding_window_size": None,
     "no_rope_layers": None,
     "no_rope_layer_interval": 0,
     "query_pre_attn_scalar": None,
@@ -237,32 +238,45 @@ _OFF: Mapping[str, Any] = {
     "moe_intermediate_size": None,
     "decoder_sparse_step": 1,
     "mlp_only_layers": (),
+    # Knobs that no type has.
+    "use_bidirectional_attention": False,
+    "use_mrope": False,
+    "rope_interleaved": False,
+    "lm_head_bias": False,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
 }
+
+# Knobs that an explicit null switches off; any other null is as if the key were left out.
+_NULLABLE = frozenset(
+    "num_key_value_heads head_dim rope_scaling rope_parameters sliding_window layer_types no_rope_layers"
+    " attn_logit_softcapping final_logit_softcapping clip_qkv".split()
+)
 
 # Keys that do not change what the decoder computes.
 _INERT = frozenset(
-    "_name_or_path _attn_implementation _attn_implementation_autoset attn_implementation architectures auto_map"
-    " model_type transformers_version torch_dtype dtype use_cache cache_implementation initializer_range"
-    " attention_dropout resid_pdrop embd_pdrop classifier_dropout hidden_dropout pretraining_tp"
-    " output_router_logits router_aux_loss_coef router_jitter_noise bos_token_id eos_token_id pad_token_id"
-    " unk_token_id sep_token_id decoder_start_token_id id2label label2id num_labels problem_type"
-    " output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder"
-    " is_decoder _sliding_window_pattern tokenizer_class use_mambapy task_specific_params"
-    " transformers.js_config max_length".split()
+    "_name_or_path _attn_implementation_autoset _sliding_window_pattern architectures model_type auto_map"
+    " transformers_version transformers.js_config is_llama_config torch_dtype dtype initializer_range"
+    " use_cache cache_implementation pretraining_tp attention_dropout resid_pdrop embd_pdrop"
+    " classifier_dropout hidden_dropout output_router_logits router_aux_loss_coef router_jitter_noise"
+    " output_attentions output_hidden_states return_dict chunk_size_feed_forward is_decoder"
+    " bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id tokenizer_class"
+    " id2label label2id num_labels problem_type".split()
 )
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
-_HEADS: Mapping[str, str] = {
+_HEADS: Mapping[str, Head] = {
     "ForCausalLM": "lm",
     "ForTokenClassification": "linear",
-    "ForSequenceClassification": "linear",
-    "ForProcessRewardModel": "mlp",
+    "ForSequenceClassification": "linear, no bias",
 }
-_ARCHITECTURES: Mapping[str, tuple[str, str]] = {
-    traits.prefix + suffix: (model_type, head)
-    for model_type, traits in TRAITS.items()
-    for suffix, head in _HEADS.items()
-} | {"Gemma3TextForSequenceClassification": ("gemma3_text", "linear")}
+_ARCHITECTURES: Mapping[str, tuple[str, Head]] = {
+    **{t.prefix + suffix: (name, head) for name, t in TRAITS.items() for suffix, head in _HEADS.items()},
+    "Gemma3ForCausalLM": ("gemma3_text", "lm"),
+    "Qwen2ForProcessRewardModel": ("qwen2", "mlp"),
+}
 
 
 @dataclass(frozen=True)
@@ -311,7 +325,7 @@ class ModelConfig:
     logit_softcap: float | None
     tied: bool
     moe: MoeSpec | None
-    head: Literal["lm", "linear", "mlp"]
+    head: Head
     labels: int  # outputs of a classification head
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
@@ -341,8 +355,6 @@ class ModelConfig:
         head_dim = reader["head_dim"] or hidden // heads
         if heads % kv_heads:
             raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-        if reader["use_bidirectional_attention"]:
-            raise ConfigError("use_bidirectional_attention is not supported: bough decodes causally")
         bias = reader["attention_bias"]
         ropes, rope_of = _ropes(reader, head_dim)
         scale = reader["attention_multiplier"]
@@ -372,7 +384,7 @@ class ModelConfig:
             logit_softcap=reader["final_logit_softcapping"],
             tied=bool(reader["tie_word_embeddings"]) and head == "lm",
             moe=_moe(reader),
-            head=head,  # type: ignore[arg-type]
+            head=head,
             labels=len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2),
             raw=dict(raw),
         )
@@ -392,15 +404,14 @@ class _Reader:
     def __getitem__(self, key: str) -> Any:
         if key not in self.known:
             return _OFF[key]
-        value = self.raw.get(key)
-        default = self.known[key]
-        if value is None and key in self.raw and default is not ...:
-            # An explicit null switches an optional knob off, but cannot unset a number that must be there.
-            value = None if key in _OFF and _OFF[key] is None else default
-        elif value is None:
-            value = default
+        default, value = self.known[key], self.raw.get(key)
+        if value is None:
+            value = None if key in self.raw and key in _NULLABLE else default
         if value is ...:
             raise ConfigError(f"config.json lacks {key!r}, which a {self.model_type} model needs")
+        for kind in (bool, (int, float)):
+            if isinstance(default, kind) and not isinstance(value, (kind, type(None))):
+                raise ConfigError(f"config.json: {key} must be like {default!r}, got {value!r}")
         return value
 
     def size(self, key: str) -> int:
@@ -410,24 +421,24 @@ class _Reader:
         return value
 
     def refuse_the_rest(self) -> None:
-        unknown = sorted(k for k, v in self.raw.items() if k not in self.known and k not in _INERT and v is not None)
-        if unknown:
-            raise ConfigError(
-                f"config.json has {unknown[0]!r}: {self.raw[unknown[0]]!r}, which bough does not know for a "
-                f"{self.model_type} model and will not ignore"
-                + (f" (nor {', '.join(map(repr, unknown[1:]))})" if unknown[1:] else "")
-            )
+        """Every key must be known to the type, inert, or say what bough does anyway."""
+        for key, value in self.raw.items():
+            known = key in self.known or key in _INERT or value is None
+            if not known and not (key in _OFF and _OFF[key] == value):
+                raise ConfigError(
+                    f"config.json has {key!r}: {value!r}, which bough does not execute for a "
+                    f"{self.model_type} model; it is not ignored, since the answers would be wrong"
+                )
 
 
-def _architecture(raw: Mapping[str, Any]) -> tuple[str, str]:
+def _architecture(raw: Mapping[str, Any]) -> tuple[str, Head]:
     """The model type and kind of head that a config's ``architectures`` and ``model_type`` name."""
     model_type, names = raw.get("model_type"), raw.get("architectures") or []
     if not names and model_type in TRAITS:
         return model_type, "lm"
     if len(names) != 1 or names[0] not in _ARCHITECTURES:
         raise ConfigError(
-            f"unknown architecture {names or model_type!r}; bough runs <name>ForCausalLM and classification "
-            f"heads of {', '.join(sorted(t.prefix for t in TRAITS.values()))}"
+            f"unknown architecture {names or model_type!r}; bough runs {', '.join(sorted(_ARCHITECTURES))}"
         )
     expected, head = _ARCHITECTURES[names[0]]
     if model_type is not None and model_type != expected:
@@ -445,6 +456,8 @@ def _activation(reader: _Reader) -> str:
 def _layers(reader: _Reader, scale: float, rope_of: Mapping[str, int]) -> tuple[LayerSpec, ...]:
     count = reader.size("num_hidden_layers")
     window = reader["sliding_window"] if reader["use_sliding_window"] else None
+    if reader["sliding_window_size"] not in (None, window):
+        raise ConfigError(f"sliding_window is {window}, but sliding_window_size {reader['sliding_window_size']}")
     rotated = reader["no_rope_layers"]
     interval = reader["no_rope_layer_interval"]
     if rotated is None:
@@ -464,7 +477,7 @@ def _layers(reader: _Reader, scale: float, rope_of: Mapping[str, int]) -> tuple[
     for name, values in (("layer_types", types), ("no_rope_layers", rotated)):
         if len(values) < count:
             raise ConfigError(f"{name} has {len(values)} entries for {count} layers")
-    experts, sparse_step = reader["num_local_experts"] or reader["num_experts"], reader["decoder_sparse_step"]
+    sparse_step = reader["decoder_sparse_step"] if reader.traits.moe else 0
     specs = []
     for i, kind in enumerate(types[:count]):
         if kind not in rope_of:
@@ -479,18 +492,23 @@ def _layers(reader: _Reader, scale: float, rope_of: Mapping[str, int]) -> tuple[
                     softcap=reader["attn_logit_softcapping"],
                 ),
                 rope=rope_of[kind] if rotated[i] else None,
-                sparse=bool(experts) and i not in reader["mlp_only_layers"] and (i + 1) % sparse_step == 0,
+                sparse=sparse_step > 0 and i not in reader["mlp_only_layers"] and (i + 1) % sparse_step == 0,
             )
         )
     return tuple(specs)
 
 
 def _moe(reader: _Reader) -> MoeSpec | None:
-    experts = reader["num_local_experts"] or reader["num_experts"]
-    if not experts:
+    if reader.traits.moe is None:
         return None
+    named = {reader[key] for key in _EXPERTS} - {None}
+    if len(named) != 1:
+        raise ConfigError(f"config.json must say num_experts (or num_local_experts) once, got {sorted(named)}")
+    experts, top_k = named.pop(), reader.size("num_experts_per_tok")
+    if not top_k <= experts:
+        raise ConfigError(f"num_experts_per_tok {top_k} exceeds the {experts} experts")
     width = reader["moe_intermediate_size"] or reader["intermediate_size"]
-    return MoeSpec(experts, reader["num_experts_per_tok"], width, reader["norm_topk_prob"])
+    return MoeSpec(experts, top_k, width, reader["norm_topk_prob"])
 
 
 _ROPE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {  # kind -> required, optional
@@ -502,9 +520,9 @@ _ROPE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {  # kind -> r
         frozenset({"original_max_position_embeddings"}),
     ),
     "yarn": (
-        frozenset({"factor"}),
+        frozenset(),
         frozenset(
-            "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim"
+            "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim"
             " truncate".split()
         ),
     ),
@@ -565,8 +583,9 @@ def _rope(reader: _Reader, given: dict[str, Any], head_dim: int) -> RopeSpec:
             given[key] = tuple(map(float, given[key]))
             if len(given[key]) != dim // 2:
                 raise ConfigError(f"{key} has {len(given[key])} entries for {dim // 2} rotated pairs")
-    if "attention_factor" not in given and kind == "yarn":
-        given["attention_factor"] = _yarn_scale(given["factor"], mscale, mscale_all)
+    if kind == "yarn":
+        given.setdefault("factor", longest / original)
+        given.setdefault("attention_factor", _yarn_scale(given["factor"], mscale, mscale_all))
     if "attention_factor" not in given and kind == "longrope":
         stretch = given.get("factor", longest / original)
         given["attention_factor"] = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))

@@ -291,8 +291,8 @@ class Decoder(nn.Module):
 
 
 def _head(config: ModelConfig) -> nn.Module | None:
-    if config.head == "linear":
-        return nn.Linear(config.hidden_size, config.labels, bias=True)
+    if config.head in ("linear", "linear, no bias"):
+        return nn.Linear(config.hidden_size, config.labels, bias=config.head == "linear")
     if config.head == "mlp":
         return nn.Sequential(
             nn.Linear(config.hidden_size, config.hidden_size),
