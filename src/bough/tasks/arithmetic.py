@@ -1,0 +1,61 @@
+"""Chains of + - * worked strictly left to right, as a pocket calculator does; one operation a line.
+
+    23+48-17*3
+    23+48=71
+    71-17=54
+    54*3=162
+    answer 162
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from bough.tasks.base import DONE, Draw, Problem, Task, apply
+
+_LIMIT = 999
+_OPERATIONS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 6: 8}
+
+
+class Arithmetic(Task):
+    """Levels are 2, 3, 4, 5, 6 and 8 operations; every value stays within 0..999.
+
+    A line is right when it is exactly the next operation with its right result.
+    """
+
+    name = "arithmetic"
+    levels = tuple(_OPERATIONS)
+    default_level = 4
+
+    def draw(self, rng: random.Random, level: int) -> Draw:
+        value = rng.randint(2, 99)
+        expression, lines = str(value), []
+        for _ in range(_OPERATIONS[level]):
+            left, (op, operand) = value, _operation(rng, value)
+            value = apply(left, op, operand)
+            expression += f"{op}{operand}"
+            lines.append(f"{left}{op}{operand}={value}\n")
+        return Draw(expression, f"{expression}\n", str(value), "".join(lines) + f"answer {value}\n")
+
+    def start(self, problem: Problem) -> tuple[str, ...]:
+        first, *rest = re.findall(r"[-+*]?[0-9]+", problem.prompt)
+        value, lines = int(first), []
+        for part in rest:
+            result = apply(value, part[0], int(part[1:]))
+            lines.append(f"{value}{part}={result}")
+            value = result
+        return (*lines, f"answer {value}")
+
+    def advance(self, problem: Problem, state: tuple[str, ...], line: str) -> tuple[str, ...] | None:
+        if line != state[0]:
+            return None
+        return state[1:] or DONE
+
+
+def _operation(rng: random.Random, value: int) -> tuple[str, int]:
+    while True:
+        op = rng.choice("+++---**")
+        operand = rng.randint(2, 9) if op == "*" else rng.randint(1, 99)
+        if 0 <= apply(value, op, operand) <= _LIMIT:
+            return op, operand

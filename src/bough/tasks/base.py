@@ -1,0 +1,131 @@
+"""What a task is: problems drawn deterministically, and an exact judge of every line of a solution."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+SPLITS = ("train", "validation", "test")
+DONE: Any = "done"  # the state of a solution whose answer line has been accepted
+_HELD_OUT = {0: "validation", 1: "test"}  # of 16 hash classes, two are held out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: the prompt (ends in a newline), the final answer, and one worked solution."""
+
+    task: str
+    level: int
+    split: str
+    index: int
+    prompt: str
+    answer: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a generator returns; `key` is equal for problems that are the same up to presentation."""
+
+    key: str
+    prompt: str
+    answer: str
+    solution: str
+
+
+class Task(ABC):
+    """A family of problems whose solutions are written in steps, one per line.
+
+    Every solution ends with the line `answer ...`. A solution is *right* when every one of its lines is: a
+    lucky answer after a wrong line does not count. A problem belongs to a split by a hash of its key, so the
+    three splits cannot overlap, whatever indices are drawn.
+    """
+
+    name: ClassVar[str]
+    levels: ClassVar[tuple[int, ...]]
+    default_level: ClassVar[int]
+    step_stop: ClassVar[str] = "\n"
+    answer_stop: ClassVar[str | None] = None  # the model ends the text itself
+
+    @abstractmethod
+    def draw(self, rng: random.Random, level: int) -> Draw:
+        """One random problem of a level."""
+
+    @abstractmethod
+    def start(self, problem: Problem) -> Any:
+        """The judge's state before the first line; never None."""
+
+    @abstractmethod
+    def advance(self, problem: Problem, state: Any, line: str) -> Any | None:
+        """The state after a line, DONE after a right answer line, None when the line is wrong."""
+
+    def problem(self, split: str, index: int, level: int | None = None) -> Problem:
+        """The problem with this index; the same arguments always give the same problem.
+
+        Raises ValueError for an unknown split or level, or a negative index.
+        """
+        level = self.default_level if level is None else level
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+        if level not in self.levels:
+            raise ValueError(f"task {self.name!r} has no level {level!r}: choose from {list(self.levels)}")
+        if index < 0:
+            raise ValueError(f"problem index {index} is negative: indices start at 0")
+        rng = random.Random(f"{self.name}/{level}/{split}/{index}")
+        while True:
+            draw = self.draw(rng, level)
+            if split_of(self.name, draw.key) == split:
+                return Problem(self.name, level, split, index, draw.prompt, draw.answer, draw.solution)
+
+    def extract(self, text: str) -> str | None:
+        """The final answer of a completion: what its last line `answer ...` says, or None."""
+        last = text.rstrip("\n").rsplit("\n", 1)[-1]
+        return match[1] if (match := re.fullmatch(r"answer (\S+)", last)) else None
+
+    def check(self, problem: Problem, completion: str) -> bool:
+        """Whether a completion is a whole right solution: every line right, and the answer exact."""
+        lines = completion.split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        return self._states(problem, lines)[-1:] == [DONE]
+
+    def step_labels(self, problem: Problem, completion: str) -> list[bool]:
+        """For every finished line (one that ends in a newline): is the solution still right so far?"""
+        return [state is not None for state in self._states(problem, completion.split("\n")[:-1])]
+
+    def _states(self, problem: Problem, lines: list[str]) -> list[Any]:
+        if problem.task != self.name:
+            raise ValueError(f"a problem of task {problem.task!r} was given to the judge of {self.name!r}")
+        states, state = [], self.start(problem)
+        for line in lines:
+            state = None if state is None or state is DONE else self.advance(problem, state, line)
+            states.append(state)
+        return states
+
+
+def split_of(task: str, key: str) -> str:
+    """The split that a problem with this key belongs to: 1/16 validation, 1/16 test, the rest train."""
+    digest = hashlib.blake2b(f"{task}\0{key}".encode(), digest_size=1).digest()
+    return _HELD_OUT.get(digest[0] % 16, "train")
+
+
+def is_number(text: str) -> bool:
+    """A natural number as the generators write it: ASCII digits, no leading zero, at most nine digits."""
+    return re.fullmatch(r"0|[1-9][0-9]{0,8}", text) is not None
+
+
+def apply(left: int, op: str, right: int) -> int:
+    """left op right for op in + - * and exact / (ValueError otherwise)."""
+    if op == "+":
+        return left + right
+    if op == "-":
+        return left - right
+    if op == "*":
+        return left * right
+    if op == "/" and right and left % right == 0:
+        return left // right
+    raise ValueError(f"{left}{op}{right} is not a whole number")

@@ -1,0 +1,88 @@
+"""Training documents: endless fresh problems of the train split, in batches of similar length.
+
+A document is `<bos> prompt solution <eos>`; the loss is on the solution and `<eos>` only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bough.tasks import TASKS
+from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+LEVEL_WEIGHTS = (2, 3, 4, 4, 3, 2)  # of levels 1 to 6
+TASK_WEIGHTS = {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 3}  # of documents
+BUCKETS = (48, 64, 96, 128, 160, 192, 256)  # padded lengths
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents padded to one length.
+
+    tokens [B, L] int64; targets [B, L] int64, the next token where it counts and -100 elsewhere.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def documents(self) -> int:
+        return len(self.tokens)
+
+
+def tokenizer_corpus(per_level: int) -> Iterator[str]:
+    """Text to train the tokenizer on: the first problems of every task and level."""
+    for task in TASKS.values():
+        for level in task.levels:
+            for index in range(per_level):
+                problem = task.problem("train", index, level)
+                yield problem.prompt + problem.solution
+
+
+def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+    """Endless batches of about tokens_per_batch padded tokens; `skip` starts after that many batches.
+
+    Each bucket length has its own queue, and a batch is given out when one is full.
+    """
+    rng = random.Random(f"zoo/{seed}")
+    queues: dict[int, list[tuple[list[int], int]]] = {length: [] for length in BUCKETS}
+    indices = dict.fromkeys(((task, level) for task, t in TASKS.items() for level in t.levels), 0)
+    while True:
+        prompts, solutions = [], []
+        for task in rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()), k=256):
+            level = rng.choices(TASKS[task].levels, LEVEL_WEIGHTS)[0]
+            problem = TASKS[task].problem("train", indices[task, level], level)
+            indices[task, level] += 1
+            prompts.append(problem.prompt)
+            solutions.append(problem.solution)
+        encoded = zip(
+            tokenizer.encode_batch_fast(prompts, add_special_tokens=False),
+            tokenizer.encode_batch_fast(solutions, add_special_tokens=False),
+        )
+        for prompt, solution in encoded:
+            ids = [BOS_ID, *prompt.ids, *solution.ids, EOS_ID]
+            length = next((b for b in BUCKETS if len(ids) <= b), None)
+            if length is None:
+                continue
+            queue = queues[length]
+            queue.append((ids, 1 + len(prompt.ids)))
+            if len(queue) == tokens_per_batch // length:
+                if skip:
+                    skip -= 1
+                else:
+                    yield _pad(queue, length)
+                queues[length] = []
+
+
+def _pad(documents: list[tuple[list[int], int]], length: int) -> Batch:
+    tokens = np.full((len(documents), length), PAD_ID, np.int64)
+    targets = np.full((len(documents), length), -100, np.int64)
+    for row, (ids, start) in enumerate(documents):
+        tokens[row, : len(ids)] = ids
+        targets[row, start - 1 : len(ids) - 1] = ids[start:]
+    return Batch(tokens, targets)
