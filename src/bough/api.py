@@ -1,0 +1,363 @@
+"""The front door: load a model, load a reward, solve a prompt."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, cast
+
+from bough.core import (
+    Answer,
+    Backend,
+    Branch,
+    Budget,
+    Event,
+    InvalidInput,
+    Reward,
+    RewardError,
+    Run,
+    Strategy,
+    TaskLike,
+    Trace,
+    UnsupportedError,
+    get_technique,
+    run,
+)
+from bough.core.execution import header
+
+if TYPE_CHECKING:
+    import torch
+
+    from bough.tasks import Problem
+
+Source = Union[str, "os.PathLike[str]"]
+"""An embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id ("Qwen/Qwen2.5-0.5B")."""
+
+Prompt = Union[str, Sequence[int], Sequence[Mapping[str, Any]], "Problem"]
+"""Text, token ids, chat messages (dicts with ``role`` and ``content``), or a problem of `bough.tasks`."""
+
+_DTYPES = {
+    "float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16", "half": "float16",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+}  # fmt: skip
+
+# The reward that comes with a model, by the beginning of the model's name.
+_DEFAULT_REWARDS = {"bough/nano": "bough/nano-prm"}
+
+# Rewards loaded by name live as long as the model they are used with.
+_rewards: weakref.WeakKeyDictionary[Backend, dict[str, Reward]] = weakref.WeakKeyDictionary()
+
+
+def resolve(source: Source) -> Path:
+    """The folder of a model's checkpoint; a Hub id is downloaded first.
+
+    Raises:
+        InvalidInput: the source is empty, or there is no embedded model of that name.
+        UnsupportedError: it is the address of an endpoint.
+        CheckpointError: it is neither a folder nor a Hub id, or the download failed.
+    """
+    name = os.fspath(source)
+    if not name.strip():
+        raise InvalidInput(
+            "the model's name is empty; give bough/nano, a folder or a Hugging Face id (Qwen/Qwen2.5-0.5B)"
+        )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        raise UnsupportedError(
+            f"{name} is the address of an endpoint, which this version cannot use; give an embedded model "
+            "(bough/nano), a local folder with config.json and *.safetensors, or a Hugging Face id"
+        )
+    if name.startswith("bough/"):
+        from bough import zoo
+
+        return Path(zoo.path(name))
+    from bough.models.hub import resolve as local_or_hub
+
+    return local_or_hub(source)
+
+
+def load(
+    source: Source,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    context: int | None = None,
+    kv_tokens: int | None = None,
+    max_batch: int | None = None,
+) -> Backend:
+    """Load a model and start an engine for it.
+
+    Args:
+        source: an embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id.
+        dtype: of the weights ("float32", "bfloat16", "float16"); default, as the checkpoint stores them.
+        device: "cpu", "cuda" ...; default, a GPU where there is one.
+        context: the longest branch in tokens, prompt included; default, the checkpoint's own.
+        kv_tokens: size of the cache of keys and values; default, what the engine thinks fits in memory.
+        max_batch: the most branches that advance in one pass; default, the engine's.
+
+    Raises:
+        InvalidInput: an argument is out of range, or there is no embedded model of that name.
+        UnsupportedError: the source is an endpoint's address.
+        ConfigError: bough does not execute this architecture.
+        CheckpointError: the checkpoint is missing, incomplete or corrupt.
+    """
+    for name, value in (("context", context), ("kv_tokens", kv_tokens), ("max_batch", max_batch)):
+        if value is not None and value < 1:
+            raise InvalidInput(f"{name}={value} must be at least 1; leave it out for the default")
+    folder = resolve(source)
+    import torch
+
+    from bough.engine import NativeBackend
+    from bough.models import load_decoder, load_tokenizer
+
+    where = _device(device)
+    decoder = load_decoder(folder, dtype=_dtype(dtype), device=where, context=context)
+    # What the caller leaves out is the engine's to choose.
+    limits: dict[str, Any] = {"kv_tokens": kv_tokens, "max_batch": max_batch}
+    given = {name: value for name, value in limits.items() if value is not None}
+    backend: Backend = NativeBackend(decoder, load_tokenizer(folder), name=os.fspath(source), **given)
+    assert isinstance(where, torch.device)
+    return backend
+
+
+def load_reward(source: Source | Reward | Callable[[str], float], **overrides: Any) -> Reward:
+    """A reward: one that is one already, a function of the text, or a reward model.
+
+    Args:
+        source: a `Reward`; a callable that takes the text of a branch below the prompt and returns a finite
+            number, higher is better; or a process reward model, given as `load` takes it. How its scores are
+            read (a classification head, or the logits of tag tokens) follows from the checkpoint.
+        overrides: settings of the format, where the checkpoint leaves them open; see `bough.rewards`.
+
+    Raises:
+        InvalidInput: overrides were given for what is not a reward model.
+        UnsupportedError: the checkpoint is not a reward model in a known format.
+        CheckpointError, ConfigError: as `load`.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        from bough.models.weights import read_json
+        from bough.rewards import from_backend
+
+        folder = resolve(source)
+        backend = load(source)
+        try:
+            loaded: Reward = from_backend(backend, read_json(folder / "config.json"), **overrides)
+        except BaseException:
+            backend.close()
+            raise
+        return loaded
+    if overrides:
+        raise InvalidInput(f"{sorted(overrides)} are settings of a reward model; {source!r} is none")
+    if _is_reward(source):
+        return cast(Reward, source)
+    if callable(source) and not isinstance(source, type):
+        return FunctionReward(cast("Callable[[str], float]", source))
+    raise InvalidInput(
+        f"reward={source!r} is neither a model's name, a function of the text, nor a Reward (an object with "
+        "a name and an async __call__(branches, run))"
+    )
+
+
+def _is_reward(source: object) -> bool:
+    return isinstance(getattr(source, "name", None), str) and inspect.iscoroutinefunction(
+        getattr(type(source), "__call__", None)  # noqa: B004
+    )
+
+
+class FunctionReward:
+    """A function of the completion (the text below the prompt) as a `Reward`."""
+
+    def __init__(self, function: Callable[[str], float]) -> None:
+        self.function = function
+        self.name: str = getattr(function, "__name__", type(function).__name__)
+
+    async def __call__(self, branches: Sequence[Branch], run: Run) -> Sequence[float]:
+        """The function's value for each branch's completion."""
+        try:
+            return [float(self.function(branch.completion)) for branch in branches]
+        except Exception as error:
+            raise RewardError(f"reward {self.name} raised {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start: everything has been checked.
+
+    ``run.best`` holds the best answer so far at any moment, also after the run was cancelled.
+    """
+
+    strategy: Strategy
+    root: Branch
+    run: Run
+
+    async def execute(self) -> Answer:
+        """Run it."""
+        return await self.run.execute(self.strategy, self.root)
+
+
+def prepare(
+    lm: Backend,
+    prompt: Prompt,
+    *,
+    strategy: str | Strategy = "astar",
+    reward: Source | Reward | Callable[[str], float] | None = None,
+    task: str | TaskLike | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+    trace: bool = True,
+) -> Prepared:
+    """What `solve` does before anything runs: check the arguments, load the reward. Arguments as there."""
+    chosen = as_strategy(strategy)
+    text, aim = _prompt_and_task(prompt, task)
+    judge = reward_for(lm, chosen, reward)
+    root = lm.branch(text, seed=seed)
+    made = Run(task=aim, reward=judge, budget=budget, on_event=on_event)
+    if trace:
+        made.trace = Trace(header(chosen, root, made, seed))
+    made.check(chosen, root)
+    return Prepared(chosen, root, made)
+
+
+async def solve_async(lm: Backend, prompt: Prompt, **options: Any) -> Answer:
+    """`solve` as a coroutine; any number may run at once, and share the engine's batch.
+
+    Cancelling it frees what it held within one step.
+    """
+    return await prepare(lm, prompt, **options).execute()
+
+
+def solve(
+    lm: Backend,
+    prompt: Prompt,
+    *,
+    strategy: str | Strategy = "astar",
+    reward: Source | Reward | Callable[[str], float] | None = None,
+    task: str | TaskLike | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+    trace: bool = True,
+) -> Answer:
+    """Search for the best answer to a prompt, under a budget.
+
+    Args:
+        lm: the model, from `load`.
+        prompt: text, token ids, chat messages, or a problem of `bough.tasks`.
+        strategy: a strategy such as ``bough.search.AStar(width=8)``, or the name of one for its defaults.
+        reward: what tells good answers from bad ones, as `load_reward` takes it. Default: for the embedded
+            models, the process reward model that comes with them; else none, and only some strategies can do
+            without.
+        task: where steps and answers end: a task, the name of one, or None for a problem's own task, and for
+            any other prompt free text (a step is a line).
+        budget: limits on tokens, passes, reward calls and seconds; when one is hit, the best so far is the
+            answer.
+        seed: the same seed gives the same answer, whatever else the engine is doing.
+        on_event: called with every `Event` as it happens, in the thread that runs the strategy.
+        trace: whether to record the events, for ``answer.trace``.
+
+    Raises:
+        InvalidInput: an argument is out of range (empty or too long prompt, unknown strategy).
+        UnsupportedError: the strategy needs a capability that the model lacks, or a reward.
+        StrategyError: the strategy raised; ``best`` is what it had found by then.
+        RewardError, NumericalError: the reward or the model returned what is not a number.
+    """
+    return run(
+        solve_async(
+            lm, prompt, strategy=strategy, reward=reward, task=task, budget=budget, seed=seed,
+            on_event=on_event, trace=trace,
+        )
+    )  # fmt: skip
+
+
+def as_strategy(strategy: str | Strategy) -> Strategy:
+    """A strategy as it is, or the one of that name with its defaults."""
+    if isinstance(strategy, Strategy):
+        return strategy
+    if not isinstance(strategy, str):
+        raise InvalidInput(f"strategy={strategy!r} is neither a Strategy instance nor the name of one")
+    import bough.search  # noqa: F401  (registers what is there)
+
+    cls = get_technique(strategy).cls
+    if not issubclass(cls, Strategy):
+        raise InvalidInput(f"{strategy!r} is a technique, not a strategy: it answers no prompts by itself")
+    return cls()
+
+
+def as_task(task: str | TaskLike | None) -> TaskLike | None:
+    """A task as it is, or the one of that name."""
+    if not isinstance(task, str):
+        return task
+    from bough.tasks import get_task
+
+    try:
+        return get_task(task)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+
+
+def reward_for(
+    lm: Backend, strategy: Strategy, reward: Source | Reward | Callable[[str], float] | None
+) -> Reward | None:
+    """The reward to use; a reward model is loaded once per model that it serves, and lives as long.
+
+    Without one given, the strategy that needs one gets the one that comes with the model, if there is any.
+    """
+    if reward is None and strategy.info.needs_reward:
+        reward = default_reward(lm.name)
+        if reward is None:
+            raise UnsupportedError(
+                f"{strategy.info.name} needs a reward, and {lm.name} comes with none; give as reward= a "
+                "process reward model's name or folder, or a function of the text"
+            )
+    if reward is None:
+        return None
+    if not isinstance(reward, (str, os.PathLike)):
+        return load_reward(reward)
+    cache = _rewards.setdefault(lm, {})
+    name = os.fspath(reward)
+    if name not in cache:
+        cache[name] = load_reward(reward)
+    return cache[name]
+
+
+def default_reward(model: str) -> str | None:
+    """The name of the reward model that comes with a model, or None."""
+    return next((reward for prefix, reward in _DEFAULT_REWARDS.items() if model.startswith(prefix)), None)
+
+
+def _prompt_and_task(prompt: Prompt, task: str | TaskLike | None) -> tuple[Any, TaskLike | None]:
+    from bough.tasks import Problem
+
+    if isinstance(prompt, Problem):
+        return prompt.prompt, as_task(prompt.task if task is None else task)
+    return prompt, as_task(task)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in _DTYPES:
+        raise InvalidInput(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
+    found: torch.dtype = getattr(torch, _DTYPES[dtype])
+    return found
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InvalidInput(f"device={device!r} is none that torch knows; give cpu, cuda or cuda:0") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(f"device={device!r}: torch sees no CUDA device here; give device='cpu'")
+    return found

@@ -1,0 +1,23 @@
+"""Comparisons of strategies: many problems at once, resumable, with honest intervals.
+
+For example, A* under a budget against best-of-16, on 400 problems under 3 seeds:
+
+    >>> lm = bough.load("bough/nano")
+    >>> problems = [bough.tasks.get_task("arithmetic").problem("test", i) for i in range(400)]
+    >>> arms = [Arm(BestOfN(n=16)), Arm(AStar(), Budget(tokens=500))]
+    >>> with Results("out/results.jsonl") as results:
+    ...     evaluate(lm, trials(arms, problems, seeds=range(3)), results=results)
+    >>> write_summary(results.records, Path("out"))
+"""
+
+from bough.bench.baselines import Greedy
+from bough.bench.evaluate import Arm, Trial, TrialsFailed, evaluate, evaluate_async, trials
+from bough.bench.results import Record, Results, fingerprint
+from bough.bench.stats import Interval, accuracy, paired_bootstrap, wilson
+from bough.bench.summary import Cell, Comparison, cells, compare, comparisons, plot, write_summary
+
+__all__ = [
+    "Arm", "Cell", "Comparison", "Greedy", "Interval", "Record", "Results", "Trial", "TrialsFailed",
+    "accuracy", "cells", "compare", "comparisons", "evaluate", "evaluate_async", "fingerprint",
+    "paired_bootstrap", "plot", "trials", "wilson", "write_summary",
+]  # fmt: skip
