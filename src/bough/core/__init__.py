@@ -28,7 +28,7 @@ from .events import (
     Selected,
     Trace,
 )
-from .run import Answer, FreeText, Reward, Run, TaskLike
+from .execution import Answer, FreeText, Reward, Run, TaskLike
 from .sampling import Sampling, Stop, StopLike
 from .technique import Promise, Strategy, TechniqueInfo, get_technique, technique, techniques
 

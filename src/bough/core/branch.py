@@ -15,7 +15,7 @@ from .sampling import Sampling, Stop, StopLike
 
 if TYPE_CHECKING:
     from .backend import Backend
-    from .run import Run
+    from .execution import Run
 
 Finish = Literal["eos", "stop", "length", "context", "budget"]
 """Why a generation ended: end-of-text token, stop condition, ``max_tokens``, full context, spent budget."""

@@ -50,7 +50,14 @@ class Sampling:
 
     def __hash__(self) -> int:
         return hash(
-            (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, *self.logit_bias.items())
+            (
+                self.temperature,
+                self.top_k,
+                self.top_p,
+                self.min_p,
+                self.repetition_penalty,
+                *self.logit_bias.items(),
+            )
         )
 
     @property
@@ -101,7 +108,8 @@ class Stop:
             joined = cls()
             for part in map(cls.of, stop):
                 _require(
-                    not (joined.when and part.when), "a list of stops has two callables; join them in one function"
+                    not (joined.when and part.when),
+                    "a list of stops has two callables; join them in one function",
                 )
                 joined = cls(
                     joined.strings + part.strings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -14,7 +14,7 @@ from .errors import InvalidInput
 
 if TYPE_CHECKING:
     from .branch import Branch
-    from .run import Run
+    from .execution import Run
 
 
 class Promise(Enum):
@@ -58,8 +58,7 @@ class Strategy(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, as plain values."""
-        assert is_dataclass(self)
-        return {"name": self.info.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        return {"name": self.info.name, **{f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]}
 
 
 _REGISTRY: dict[str, TechniqueInfo] = {}
@@ -82,7 +81,7 @@ def technique(
         if known is not None and known.cls.__qualname__ != cls.__qualname__:
             raise InvalidInput(f"technique {name!r} is registered already, by {known.cls.__qualname__}")
         info = TechniqueInfo(name, cls, family, paper, promise, frozenset(requires), needs_reward)
-        cls.info = info
+        cls.info = info  # type: ignore[attr-defined]
         _REGISTRY[name] = info
         return cls
 

@@ -1,0 +1,6 @@
+"""The native engine: paged, prefix-sharing, continuously batched execution of branches."""
+
+from .backend import NativeBackend
+from .engine import Engine, Stats
+
+__all__ = ["Engine", "NativeBackend", "Stats"]

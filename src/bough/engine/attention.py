@@ -1,0 +1,281 @@
+"""Attention over a tree of branches, on pages: a plan made once per pass, executed in every layer.
+
+Each *query run* is a stretch of new tokens of one sequence. What it attends to is a chain of radix-tree nodes (its
+prefix) and its own tokens. A prefix that several runs share is attended to once, by all their queries together, as
+one dense product; what is left is gathered per run into a padded batch. The parts of one query are merged exactly,
+by log-sum-exp: with part i giving o_i = softmax(s_i) v_i and l_i = log sum exp s_i,
+
+    o = sum_i exp(l_i - l) o_i,   l = log sum_i exp l_i,
+
+which is softmax attention over the union (as in FlashDecoding, and Hydragen: Juravsky et al., 2024).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bough.models import AttentionSpec
+
+from .pool import Pool
+from .radix import Node
+
+# A prefix of L tokens shared by n runs is attended to as one part when L (n - 1) kv_heads head_dim is at least this:
+# below, one more call per layer costs more than the gathering it saves (measured on 2 cores, flat from 2^15 to 2^18).
+SHARE_FROM = 1 << 16
+
+# Runs of at most so many tokens are batched together; longer ones fill the machine alone.
+_BATCHED_RUN = 128
+
+
+@dataclass
+class QueryRun:
+    """``count`` new tokens of one sequence, the last at depth ``end - 1``.
+
+    Attributes:
+        node: the deepest tree node of the sequence.
+        slots: the slots of all its tokens up to ``end``, int64 ``[end]``.
+    """
+
+    node: Node
+    slots: np.ndarray
+    end: int
+    count: int
+
+    @property
+    def start(self) -> int:
+        return self.end - self.count
+
+
+@dataclass
+class _Part:
+    """Queries that attend to keys together.
+
+    rows: flat query indices ``[n]``, padded with 0 where ``run_length`` differs; or a slice of them.
+    runs x run_length queries attend to ``[runs, L]`` keys (shared: runs = 1).
+    """
+
+    rows: Tensor
+    shape: tuple[int, int]  # runs, queries per run
+    keys: Tensor  # slots [runs * L]
+    length: int
+    query_at: Tensor | None  # [runs, queries] depth of each query; None: every key is visible
+    key_at: Tensor | None  # [runs, L] depth of each key, or a depth beyond every query's where it is padding
+    valid: Tensor | None  # flat indices into runs x queries of the real queries; None: all
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """``[runs, queries, L]`` bool, or None if everything is visible; made once per window."""
+        if self.query_at is None or self.key_at is None:
+            return None
+        if window not in self.masks:
+            distance = self.query_at[:, :, None] - self.key_at[:, None, :]
+            visible = distance >= 0
+            if window is not None:
+                visible &= distance < window
+            self.masks[window] = visible
+        return self.masks[window]
+
+
+class TreeAttention:
+    """The `Attend` of one pass: stores the new keys and values, then attends over the tree.
+
+    Args:
+        pool: where keys and values live.
+        runs: the query runs, in the order of their tokens in the flat batch.
+        windows: the distinct window sizes of the model's layers (None for a global layer).
+        share_from: see `SHARE_FROM`.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        runs: Sequence[QueryRun],
+        windows: frozenset[int | None],
+        share_from: int = SHARE_FROM,
+    ) -> None:
+        self._pool = pool
+        self._device = pool.data.device
+        self._windows = [w for w in windows if w is not None]
+        self._global = None in windows
+        self.slots = self._tensor(np.concatenate([run.slots[run.start : run.end] for run in runs]))
+        self._offsets = np.cumsum([0] + [run.count for run in runs])
+        self._total = int(self._offsets[-1])
+        self._parts: list[_Part] = []
+        weight = pool.data.shape[-1] * pool.data.shape[-2]
+        ranges: list[list[tuple[int, int]]] = [[] for _ in runs]
+        batched = [i for i, run in enumerate(runs) if run.count <= _BATCHED_RUN]
+        chains = {i: [n for n in runs[i].node.chain() if n.end <= runs[i].start] for i in batched}
+        self._share(runs, chains, batched, 0, max(share_from // weight, 1), ranges)
+        self._shared = len(self._parts)
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for i, run in enumerate(runs):
+            chain = chains.get(i, [])
+            ranges[i].append((chain[-1].end if chain else 0, run.end))
+            # Powers of two: a padded run is at most twice as long as it need be.
+            buckets[(run.count - 1).bit_length() if run.count <= _BATCHED_RUN else -1 - i].append(i)
+        for members in buckets.values():
+            self._gather(runs, members, ranges)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _share(
+        self,
+        runs: Sequence[QueryRun],
+        chains: dict[int, list[Node]],
+        members: Sequence[int],
+        level: int,
+        threshold: int,
+        ranges: list[list[tuple[int, int]]],
+    ) -> None:
+        """Walk the runs' chains together; long shared stretches become parts, the rest goes to ``ranges``."""
+        below: dict[int, list[int]] = defaultdict(list)
+        for i in members:
+            if len(chains[i]) > level:
+                below[id(chains[i][level])].append(i)
+        for group in below.values():
+            chain, stop = chains[group[0]], level + 1
+            if len(group) == 1:
+                ranges[group[0]].append((chain[level].start, chain[-1].end))
+                continue
+            while all(len(chains[i]) > stop and chains[i][stop] is chains[group[0]][stop] for i in group):
+                stop += 1
+            start, end = chain[level].start, chain[stop - 1].end
+            if (end - start) * (len(group) - 1) >= threshold:
+                self._shared_part(runs, group, start, end)
+            else:
+                for i in group:
+                    ranges[i].append((start, end))
+            self._share(runs, chains, group, stop, threshold, ranges)
+
+    def _rows(self, runs: Sequence[QueryRun], members: Sequence[int]) -> np.ndarray:
+        return np.concatenate([np.arange(self._offsets[i], self._offsets[i] + runs[i].count) for i in members])
+
+    def _shared_part(self, runs: Sequence[QueryRun], members: Sequence[int], start: int, end: int) -> None:
+        rows = self._rows(runs, members)
+        at = np.concatenate([np.arange(runs[i].start, runs[i].end) for i in members])
+        windowed = any(int(at.max()) - start >= window for window in self._windows)
+        self._parts.append(
+            _Part(
+                rows=self._tensor(rows),
+                shape=(1, len(rows)),
+                keys=self._tensor(runs[members[0]].slots[start:end]),
+                length=end - start,
+                query_at=self._tensor(at)[None] if windowed else None,
+                key_at=self._tensor(np.arange(start, end))[None] if windowed else None,
+                valid=None,
+            )
+        )
+
+    def _gather(self, runs: Sequence[QueryRun], members: Sequence[int], ranges: list[list[tuple[int, int]]]) -> None:
+        """Each member's own ranges of keys, padded to the longest."""
+        own = [[(a, b) for a, b in ranges[i] if b > a] for i in members]
+        length = max(sum(b - a for a, b in spans) for spans in own)
+        queries = max(runs[i].count for i in members)
+        keys = np.zeros((len(members), length), np.int64)
+        key_at = np.full((len(members), length), np.iinfo(np.int64).max // 2)
+        query_at = np.zeros((len(members), queries), np.int64)
+        rows = np.zeros((len(members), queries), np.int64)
+        for row, (i, spans) in enumerate(zip(members, own, strict=True)):
+            run, filled = runs[i], 0
+            for a, b in spans:
+                keys[row, filled : filled + b - a] = run.slots[a:b]
+                key_at[row, filled : filled + b - a] = np.arange(a, b)
+                filled += b - a
+            query_at[row, : run.count] = np.arange(run.start, run.end)
+            query_at[row, run.count :] = run.end - 1  # padding sees what the last query sees, and is dropped
+            rows[row, : run.count] = np.arange(self._offsets[i], self._offsets[i] + run.count)
+        counts = np.array([runs[i].count for i in members])
+        valid = None
+        if (counts != queries).any():
+            valid = self._tensor(np.flatnonzero(np.arange(queries) < counts[:, None]))
+        everything = queries == 1 and all(sum(b - a for a, b in spans) == length for spans in own)
+        if everything and not any(int(query_at.max()) >= window for window in self._windows):
+            query_mask = key_mask = None
+        else:
+            query_mask, key_mask = self._tensor(query_at), self._tensor(key_at)
+        self._parts.append(
+            _Part(
+                self._tensor(rows.ravel()), (len(members), queries), self._tensor(keys.ravel()), length,
+                query_mask, key_mask, valid,
+            )
+        )  # fmt: skip
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        """``q [T, Hq, D]``, ``k, v [T, Hkv, D]`` -> ``[T, Hq, D]``; stores k and v first."""
+        self._pool.write(layer, self.slots, k, v)
+        if len(self._parts) == 1 and self._parts[0].valid is None:
+            out, _ = self._attend(self._parts[0], layer, q, spec)
+            return out.to(q.dtype)  # one part holds every run, in order
+        total = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+        lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
+        # Gathered parts come first: each query is in exactly one of them, and sees at least itself there.
+        for part in self._parts[self._shared :]:
+            out, weight = self._attend(part, layer, q, spec)
+            rows = part.rows
+            if part.valid is not None:
+                rows, out, weight = rows[part.valid], out[part.valid], weight[part.valid]
+            total[rows] = out.float()
+            lse[rows] = weight
+        for part in self._parts[: self._shared]:
+            out, weight = self._attend(part, layer, q, spec)
+            before = lse[part.rows]
+            merged = torch.logaddexp(before, weight)
+            total[part.rows] = (
+                total[part.rows] * (before - merged).exp_()[..., None] + out * (weight - merged).exp_()[..., None]
+            )
+            lse[part.rows] = merged
+        return total.to(q.dtype)
+
+    def _attend(self, part: _Part, layer: int, q: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+        """One part: ``([n, Hq, D], log-sum-exp [n, Hq])`` for its n = runs x queries rows."""
+        runs, queries = part.shape
+        heads, dim = q.shape[1:]
+        data = self._pool.data[layer]
+        kv_heads = data.shape[2]
+        group = heads // kv_heads
+
+        def keyed(which: int) -> Tensor:  # [runs, kv_heads, L, D]
+            return data[which].index_select(0, part.keys).view(runs, part.length, kv_heads, dim).transpose(1, 2)
+
+        # Query heads that share a key head are further queries of it: [runs, kv_heads, group * queries, D].
+        grouped = q.index_select(0, part.rows).view(runs, queries, kv_heads, group, dim)
+        grouped = grouped.permute(0, 2, 3, 1, 4).reshape(runs, kv_heads, group * queries, dim)
+        mask = part.mask(spec.window)
+        if mask is not None:
+            mask = mask[:, None].expand(runs, group, queries, part.length).reshape(runs, 1, -1, part.length)
+        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), mask, spec)
+        out = out.view(runs, kv_heads, group, queries, dim).permute(0, 3, 1, 2, 4).reshape(-1, heads, dim)
+        lse = lse.view(runs, kv_heads, group, queries).permute(0, 3, 1, 2).reshape(-1, heads)
+        return out, lse
+
+
+def _softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec
+) -> tuple[Tensor, Tensor]:
+    """``q [B, H, N, D]``, ``k, v [B, H, L, D]``, mask ``[B, 1, N, L]`` -> out ``[B, H, N, D]``, lse ``[B, H, N]``.
+
+    A query that sees no key gets a log-sum-exp of -inf, which gives it no weight in the merge.
+    """
+    if spec.softcap is None and q.device.type == "cpu":
+        bias = None
+        if mask is not None:
+            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=bias, scale=spec.scale
+        )
+        return out, lse if mask is None else lse.masked_fill_(~mask.any(-1), -torch.inf)
+    scores = (q @ k.transpose(-1, -2)).float() * spec.scale
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
+    return weights.to(v.dtype) @ v, lse

@@ -1,0 +1,174 @@
+"""The native backend: a decoder, its tokenizer, and the engine that executes branches on them."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from bough.core import (
+    Backend,
+    Branch,
+    BudgetExhausted,
+    Capability,
+    Draw,
+    InvalidInput,
+    OnToken,
+    SampleSpec,
+    Stop,
+    TokenizerLike,
+    UnsupportedError,
+)  # fmt: skip
+from bough.models import Decoder
+
+from .attention import SHARE_FROM
+from .engine import Engine, Reader, Row, Scorer, Stem, Whole
+
+_DEFAULT_POOL_BYTES = 2 << 30
+_DEFAULT_POOL_TOKENS = 1 << 18
+
+
+class NativeBackend(Backend):
+    """Executes branches with bough's own engine.
+
+    Args:
+        decoder: the model; with a classification head, `next_token` and `logits` are over its labels.
+        tokenizer: None takes token ids only.
+        name: of the model, for messages and traces.
+        kv_tokens: tokens of KV memory. Default: what 2 GiB hold, at most 262,144, at least one full context.
+        max_batch: branches that are drawn at the same time at most.
+        max_pass: tokens in one forward pass at most; longer prompts are computed in chunks.
+        share_from: see `bough.engine.attention.SHARE_FROM`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: TokenizerLike | None = None,
+        *,
+        name: str = "model",
+        kv_tokens: int | None = None,
+        max_batch: int = 256,
+        max_pass: int = 2048,
+        share_from: int = SHARE_FROM,
+    ) -> None:
+        for option, value in (("kv_tokens", kv_tokens), ("max_batch", max_batch), ("max_pass", max_pass)):
+            if value is not None and value < 1:
+                raise InvalidInput(f"{option}={value} must be at least 1")
+        config = decoder.config
+        self.name = name
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.context = config.context
+        self.vocab_size = config.vocab_size
+        generates = decoder.head_kind == "lm"
+        self.capabilities = frozenset(Capability) if generates else frozenset(
+            (Capability.NEXT_TOKEN, Capability.LOGITS)
+        )  # fmt: skip
+        if kv_tokens is None:
+            weight = next(decoder.parameters())
+            size = 2 * config.num_layers * config.num_kv_heads * config.head_dim * weight.element_size()
+            kv_tokens = max(min(_DEFAULT_POOL_BYTES // size, _DEFAULT_POOL_TOKENS), min(self.context, 1 << 15))
+        self.engine = Engine(
+            decoder, kv_tokens=kv_tokens, max_batch=max_batch, max_pass=max_pass, share_from=share_from
+        )
+        self._finalizer = weakref.finalize(self, Engine.close, self.engine)
+        self._checked_stops: set[str] = set()
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _require(self, capability: Capability) -> None:
+        if capability not in self.capabilities:
+            raise UnsupportedError(f"{self.name} is a classifier and cannot offer {capability.value}")
+
+    def _check_stop(self, stop: Stop) -> None:
+        """A stop string that no sequence of tokens can spell would silently never stop anything."""
+        if self.tokenizer is None:
+            if stop.strings or stop.patterns or stop.when:
+                raise UnsupportedError(f"{self.name} has no tokenizer: stop at token ids instead of text")
+            self.check_tokens(list(stop.tokens))
+            return
+        self.check_tokens(list(stop.tokens))
+        for string in stop.strings:
+            if string in self._checked_stops:
+                continue
+            spelled = b"".join(map(self.tokenizer.token_bytes, self.tokenizer.encode(string)))
+            if string.encode() not in spelled:
+                raise InvalidInput(
+                    f"the stop string {string!r} can't occur: the tokens of {self.name} cannot spell it"
+                )
+            self._checked_stops.add(string)
+
+    def submit_sample(
+        self, draws: Sequence[Draw], spec: SampleSpec, on_token: OnToken | None = None
+    ) -> list[asyncio.Future[Branch]]:
+        self._require(Capability.SAMPLE)
+        self._check_stop(spec.stop)
+        self.check_tokens(list(spec.sampling.logit_bias))
+        stems: dict[int, Stem] = {}
+        rows = []
+        for draw in draws:
+            stem = stems.get(draw.parent.key)
+            if stem is None:
+                stem = stems[draw.parent.key] = Stem(self._tokens(draw.parent))
+            if len(stem.tokens) >= self.context:
+                raise InvalidInput(
+                    f"branch {draw.parent.id} has {len(stem.tokens)} tokens and fills the context of {self.context}; "
+                    "nothing more can be sampled from it"
+                )
+            row = Row(draw.parent, draw.key, stem.tokens.tolist(), spec, self.context, on_token)
+            stem.rows.append(row)
+            rows.append(row)
+        self.engine.submit(stems.values())
+        return [row.future for row in rows]
+
+    def submit_score(
+        self, branch: Branch, continuations: Sequence[Sequence[int]]
+    ) -> asyncio.Future[list[np.ndarray]]:
+        self._require(Capability.SCORE)
+        tokens = self._tokens(branch)
+        self._check_budget(branch)
+        longest = len(tokens) + max(len(c) for c in continuations) - 1
+        if longest > self.context:
+            raise InvalidInput(
+                f"branch and continuation have {longest} tokens to compute, more than the context of {self.context}"
+            )
+        scorer = Scorer(branch.run.ledger if branch.run else None, continuations)
+        self.engine.submit([Stem(tokens, scorers=[scorer])])
+        return scorer.future
+
+    def submit_next_token(self, branches: Sequence[Branch]) -> asyncio.Future[np.ndarray]:
+        if not branches:
+            raise InvalidInput("there are no branches to read")
+        run = branches[0].run
+        self._check_budget(branches[0])
+        reader = Reader(run.ledger if run else None, len(branches))
+        self.engine.submit([Stem(self._tokens(b), readers=[(reader, i)]) for i, b in enumerate(branches)])
+        return reader.future
+
+    def submit_logits(self, branch: Branch) -> asyncio.Future[np.ndarray]:
+        self._check_budget(branch)
+        whole = Whole(branch.run.ledger if branch.run else None)
+        self.engine.submit([Stem(self._tokens(branch), wholes=[whole])])
+        return whole.future
+
+    def _tokens(self, branch: Branch) -> np.ndarray:
+        tokens = np.array(branch.tokens, np.int64)
+        if len(tokens) > self.context:
+            raise InvalidInput(
+                f"branch {branch.id} has {len(tokens)} tokens, more than the context of {self.context} of {self.name}"
+            )
+        return tokens
+
+    def _check_budget(self, branch: Branch) -> None:
+        limit = branch.run.ledger.generation_stopped_by() if branch.run is not None else None
+        if limit is not None:
+            raise BudgetExhausted(f"the run's budget is spent ({limit})")
+
+    @property
+    def peak_kv_bytes(self) -> int:
+        """The most KV memory that was in use at any moment."""
+        return self.engine.pool.peak * self.engine.pool.token_bytes

@@ -1,0 +1,723 @@
+"""The engine: submit -> schedule -> run -> sample -> deliver, a loop in a thread of its own.
+
+Work comes as *stems* and *rows*. A stem is a prefix whose next-token logits somebody waits for; a row is one child
+being drawn. A row begins as a consumer of the stem of its parent; when the stem has been computed the row draws its
+first token from the stem's logits and joins the running rows, each of which gets one token a pass. A preempted row
+goes back to being a stem of all its tokens: because noise is keyed by (path, position), it goes on as if nothing had
+happened.
+
+Three counters say where a sequence is: *known* tokens, *computed* ones (their keys and values are in the pool) and
+those *scheduled* in this pass; prefill, chunked prefill and decoding differ in their numbers alone. A prefix enters
+the radix tree when it is scheduled, before it is computed: inside each layer all new keys and values are stored
+before anything attends, so sequences of one pass can already share it, and no prefix is ever computed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bough.core import (
+    Backend,
+    BoughError,
+    Branch,
+    BudgetExhausted,
+    CapacityError,
+    EngineClosed,
+    Finish,
+    Ledger,
+    NumericalError,
+    OnToken,
+    SampleSpec,
+    Stop,
+)  # fmt: skip
+from bough.models import Decoder
+
+from .attention import QueryRun, TreeAttention
+from .pool import Pool
+from .radix import Node, RadixTree
+from .sampler import Drawing, draw
+
+
+class Consumer:
+    """Somebody who waits for a result: a future of some event loop."""
+
+    def __init__(self, ledger: Ledger | None) -> None:
+        self.ledger = ledger
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.future.cancelled()
+
+
+class Row(Consumer):
+    """One child being drawn.
+
+    Attributes:
+        tokens: known tokens, the parent's first.
+        prompt: how many of them are the parent's.
+        limit: how many tokens it may have at most.
+        node: locked tree node that ends its computed prefix; None while it waits.
+        slots: the slots of its computed tokens (a buffer that grows).
+        computed: how many tokens have keys and values.
+    """
+
+    def __init__(
+        self,
+        parent: Branch,
+        key: int,
+        prompt: list[int],
+        spec: SampleSpec,
+        context: int,
+        on_token: OnToken | None,
+    ) -> None:
+        super().__init__(parent.run.ledger if parent.run is not None else None)
+        self.parent, self.key, self.spec, self.on_token = parent, key, spec, on_token
+        self.tokens, self.prompt = list(prompt), len(prompt)
+        room = context - self.prompt
+        self.ending: Finish = "length" if spec.max_tokens is not None and spec.max_tokens < room else "context"
+        self.limit = self.prompt + (room if spec.max_tokens is None else min(spec.max_tokens, room))
+        self.logprobs: list[float] = []
+        self.sample_logprobs: list[float] = []
+        self.data = bytearray()
+        self.node: Node | None = None
+        self.slots = np.zeros(0, np.int64)
+        self.computed = 0
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.spec.sampling, self.key, len(self.tokens), lambda: self.tokens)
+
+    def start(self, node: Node, slots: np.ndarray) -> None:
+        """Join the running rows below a computed prefix."""
+        self.node, self.computed = node, len(slots)
+        self.slots = np.empty(min(self.limit, max(2 * len(slots), 64)), np.int64)
+        self.slots[: len(slots)] = slots
+
+    def add_slot(self, slot: int) -> None:
+        if self.computed == len(self.slots):
+            self.slots = np.concatenate([self.slots, np.empty(len(self.slots), np.int64)])
+        self.slots[self.computed] = slot
+        self.computed += 1
+
+    def accept(self, token: int, logprob: float, sample_logprob: float, backend: Backend) -> Finish | None:
+        """Take a drawn token; says why the row ends here, or None if it goes on."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.sample_logprobs.append(sample_logprob)
+        finish = self._finish(token, backend)
+        if self.on_token is not None:
+            self.on_token(token, logprob, sample_logprob, finish)
+        return finish
+
+    def _finish(self, token: int, backend: Backend) -> Finish | None:
+        stop, tokenizer = self.spec.stop, backend.tokenizer
+        if stop.eos and tokenizer is not None and token in tokenizer.eos_ids:
+            return "eos"
+        if token in stop.tokens:
+            return "stop"
+        if (stop.strings or stop.patterns or stop.when) and tokenizer is not None:
+            piece = tokenizer.token_bytes(token)
+            self.data += piece
+            if self._stops(stop, len(piece)):
+                return "stop"
+        return self.ending if len(self.tokens) >= self.limit else None
+
+    def _stops(self, stop: Stop, added: int) -> bool:
+        for string in stop.strings:
+            wanted = string.encode()
+            if self.data.find(wanted, max(0, len(self.data) - added - len(wanted) + 1)) >= 0:
+                return True
+        if not (stop.patterns or stop.when):
+            return False
+        text = self.data.decode("utf-8", "replace")
+        return any(pattern.search(text) for pattern in stop.patterns) or bool(stop.when and stop.when(text))
+
+    def branch(self, finish: Finish, lease: object) -> Branch:
+        return Branch(
+            self.parent.backend,
+            self.parent,
+            self.tokens[self.prompt :],
+            self.key,
+            logprobs=np.array(self.logprobs, np.float32),
+            sample_logprobs=np.array(self.sample_logprobs, np.float32),
+            finish=finish,
+            lease=lease,
+        )
+
+
+class Reader(Consumer):
+    """Waits for the next-token log-probabilities of one or more prefixes: ``rows [n, V]``."""
+
+    def __init__(self, ledger: Ledger | None, count: int) -> None:
+        super().__init__(ledger)
+        self.rows: list[np.ndarray | None] = [None] * count
+        self.missing = count
+
+
+class Scorer(Consumer):
+    """Waits for the log-probabilities of continuations of one prefix."""
+
+    def __init__(self, ledger: Ledger | None, continuations: Sequence[Sequence[int]]) -> None:
+        super().__init__(ledger)
+        self.continuations = continuations
+
+
+class Whole(Consumer):
+    """Waits for the logits at every position of a prefix."""
+
+
+@dataclass(eq=False)
+class Stem:
+    """A prefix whose next-token logits somebody waits for.
+
+    Attributes:
+        tokens: int64 ``[T]``.
+        node: locked tree node that ends what is computed or scheduled of it; None before it is first scheduled.
+    """
+
+    tokens: np.ndarray
+    rows: list[Row] = field(default_factory=list)
+    readers: list[tuple[Reader, int]] = field(default_factory=list)
+    scorers: list[Scorer] = field(default_factory=list)
+    wholes: list[Whole] = field(default_factory=list)
+    node: Node | None = None
+
+    def consumers(self) -> Iterable[Consumer]:
+        yield from self.rows
+        yield from (reader for reader, _ in self.readers)
+        yield from self.scorers
+        yield from self.wholes
+
+    def drop(self, gone: Callable[[Consumer], bool]) -> None:
+        """Forget the consumers of which ``gone`` is true."""
+        self.rows = [row for row in self.rows if not gone(row)]
+        self.readers = [(reader, i) for reader, i in self.readers if not gone(reader)]
+        self.scorers = [scorer for scorer in self.scorers if not gone(scorer)]
+        self.wholes = [whole for whole in self.wholes if not gone(whole)]
+
+
+class Lease:
+    """Held by a branch: its pages are evicted after those that no branch holds."""
+
+    __slots__ = ("_node", "_released")
+
+    def __init__(self, node: Node, released: deque[Node]) -> None:
+        node.leases += 1
+        self._node, self._released = node, released
+
+    def __del__(self) -> None:
+        self._released.append(self._node)  # any thread; the engine counts it down
+
+
+@dataclass
+class Stats:
+    """Counts since the engine was made."""
+
+    passes: int = 0
+    tokens: int = 0
+    rows: int = 0
+    evicted: int = 0
+    preempted: int = 0
+
+
+@dataclass
+class _Pass:
+    """One forward pass: what goes in, and which positions' logits are for whom."""
+
+    runs: list[QueryRun] = field(default_factory=list)
+    tokens: list[np.ndarray] = field(default_factory=list)
+    size: int = 0
+    rows: list[Row] = field(default_factory=list)
+    stems: list[tuple[Stem, int]] = field(default_factory=list)  # finished stems and their last flat position
+    scores: list[tuple[Scorer, int, list[tuple[int, int]]]] = field(default_factory=list)
+    wholes: list[tuple[Stem, int, np.ndarray]] = field(default_factory=list)
+    ledgers: dict[int, Ledger] = field(default_factory=dict)
+    after: list[Callable[[], object]] = field(default_factory=list)
+
+    def add(self, run: QueryRun, tokens: np.ndarray, ledger: Ledger | None) -> int:
+        """Add a query run; returns the flat position of its first token."""
+        first = self.size
+        self.runs.append(run)
+        self.tokens.append(tokens)
+        self.size += run.count
+        if ledger is not None:
+            self.ledgers[id(ledger)] = ledger
+            ledger.computed_tokens += run.count
+        return first
+
+
+class Engine:
+    """Executes rows and stems on one decoder. Everything but `submit`, `cancel` and `close` runs in its thread.
+
+    Args:
+        decoder: the model.
+        backend: whose branches it makes.
+        kv_tokens: slots in the pool.
+        max_batch: rows that run at the same time at most.
+        max_pass: tokens in one pass at most; longer prefills are cut into chunks.
+        share_from: see `bough.engine.attention.SHARE_FROM`.
+    """
+
+    def __init__(self, decoder: Decoder, *, kv_tokens: int, max_batch: int, max_pass: int, share_from: int) -> None:
+        self.decoder = decoder
+        config = decoder.config
+        weight = next(decoder.parameters())
+        self.device = weight.device
+        self.pool = Pool(
+            len(config.layers), kv_tokens, config.num_kv_heads, config.head_dim, weight.dtype, weight.device
+        )
+        self.tree = RadixTree(self.pool)
+        self.stats = Stats()
+        self.max_batch, self.max_pass, self.share_from = max_batch, max_pass, share_from
+        self._windows = frozenset(layer.attention.window for layer in config.layers)
+        self._waiting: deque[Stem] = deque()
+        self._stems: dict[bytes, Stem] = {}
+        self._running: list[Row] = []
+        self._released: deque[Node] = deque()
+        self._inbox: queue.SimpleQueue[Stem | Consumer | threading.Event | None] = queue.SimpleQueue()
+        self._outbox: dict[
+            asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, BaseException | None]]
+        ] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="bough-engine", daemon=True)
+        self._thread.start()
+
+    # From any thread ---------------------------------------------------------------------------------------
+
+    def submit(self, stems: Iterable[Stem]) -> None:
+        """Queue stems; their consumers' futures resolve in the loops that made them."""
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("the engine is closed; load the model again")
+            for stem in stems:
+                for consumer in stem.consumers():
+                    consumer.future.add_done_callback(partial(self._notice, consumer))
+                self._inbox.put(stem)
+
+    def _notice(self, consumer: Consumer, future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            self._inbox.put(consumer)
+
+    def close(self) -> None:
+        """Stop; what is pending fails with `EngineClosed`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def settle(self) -> None:
+        """Wait until everything submitted before is done."""
+        done = threading.Event()
+        self._inbox.put(done)
+        done.wait()
+
+    # The loop ----------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        with torch.inference_mode():
+            waiters: list[threading.Event] = []
+            while True:
+                busy = bool(self._running or self._waiting)
+                if not busy:
+                    self._count_leases()
+                    for waiter in waiters:
+                        waiter.set()
+                    waiters.clear()
+                try:
+                    item = self._inbox.get(block=not busy)
+                    while True:
+                        if item is None:
+                            self._fail_all(EngineClosed("the engine was closed"))
+                            for waiter in waiters:
+                                waiter.set()
+                            return
+                        if isinstance(item, threading.Event):
+                            waiters.append(item)
+                        elif isinstance(item, Stem):
+                            self._enqueue(item)
+                        item = self._inbox.get_nowait()
+                except queue.Empty:
+                    pass
+                try:
+                    self._step()
+                except Exception as error:  # a bug or a failing device: the work at hand is lost, the engine goes on
+                    self._fail_all(error)
+                    self._reset()
+                self._flush()
+
+    def _enqueue(self, stem: Stem) -> None:
+        key = stem.tokens.tobytes()
+        twin = self._stems.get(key)
+        if twin is not None and not stem.wholes:
+            twin.rows += stem.rows
+            twin.readers += stem.readers
+            twin.scorers += stem.scorers
+            return
+        self._waiting.append(stem)
+        if not stem.wholes:
+            self._stems[key] = stem
+
+    def _step(self) -> None:
+        self._drop_cancelled()
+        self._enforce_budgets()
+        work = self._schedule()
+        if not work.runs:
+            return
+        self._run(work)
+
+    # Schedule ----------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> _Pass:
+        work = _Pass()
+        self._count_leases()
+        self._make_room_for_rows()
+        if self._running:
+            for row, slot in zip(self._running, self.pool.take(len(self._running)).tolist(), strict=True):
+                row.add_slot(slot)
+                assert row.node is not None
+                token = np.array(row.tokens[-1:], np.int64)
+                work.add(QueryRun(row.node, row.slots, row.computed, 1), token, row.ledger)
+            work.rows = list(self._running)
+        started = 0
+        while self._waiting and work.size < self.max_pass:
+            stem = self._waiting[0]
+            if stem.rows and len(self._running) + started >= self.max_batch:
+                break
+            if not (self._schedule_whole(work, stem) if stem.wholes else self._schedule_stem(work, stem)):
+                break
+            if work.stems and work.stems[-1][0] is stem or stem.wholes:
+                self._waiting.popleft()
+                self._stems.pop(stem.tokens.tobytes(), None)
+                started += len(stem.rows)
+        return work
+
+    def _schedule_stem(self, work: _Pass, stem: Stem) -> bool:
+        """Schedule the next chunk of a stem; False if there is no memory for it now."""
+        first_time = stem.node is None
+        total = len(stem.tokens)
+        node = self.tree.match(stem.tokens, stem.node)
+        self._relock(stem, node)
+        start = min(node.end, total - 1)  # the last token always runs: its logits are what is wanted
+        count = min(total - start, self.max_pass - work.size)
+        end = start + count
+        extra = sum(len(c) - 1 for s in stem.scorers for c in s.continuations) if end == total else 0
+        ahead = len(self._running) + len(stem.rows) if self._running else 0
+        fresh = end - node.end
+        if not self._reserve(fresh + extra + ahead):
+            if work.runs:
+                return False
+            self._release_waiting(stem)
+            if not self._reserve(fresh + extra):
+                self._fail_stem(stem, self._capacity_error(total + extra))
+                return False
+        ledger = next((c.ledger for c in stem.consumers()), None)
+        if first_time and ledger is not None:
+            ledger.cached_tokens += start
+        node = self.tree.extend(node, stem.tokens[node.end : end], self.pool.take(fresh))
+        self._relock(stem, node)
+        slots = self.tree.slots(node)
+        first = work.add(QueryRun(node, slots, end, count), stem.tokens[start:end], ledger)
+        if end == total:
+            work.stems.append((stem, first + count - 1))
+            for scorer in stem.scorers:
+                self._schedule_score(work, scorer, node, slots, first + count - 1)
+        return True
+
+    def _schedule_score(self, work: _Pass, scorer: Scorer, node: Node, prefix: np.ndarray, last: int) -> None:
+        """The continuations run in the same pass as the end of their prefix."""
+        places = []
+        for continuation in scorer.continuations:
+            tokens = np.array(continuation[:-1], np.int64)
+            first = work.size
+            if len(tokens):
+                slots = self.pool.take(len(tokens))
+                run = QueryRun(node, np.concatenate([prefix, slots]), node.end + len(tokens), len(tokens))
+                first = work.add(run, tokens, scorer.ledger)
+                work.after.append(partial(self.tree.extend, node, tokens, slots))
+            places.append((first, len(tokens)))
+        work.scores.append((scorer, last, places))
+
+    def _schedule_whole(self, work: _Pass, stem: Stem) -> bool:
+        """A stem that wants the logits of all its positions: computed afresh, in one pass."""
+        total = len(stem.tokens)
+        if not self._reserve(total + len(self._running)):
+            if work.runs:
+                return False
+            self._release_waiting(stem)
+            if not self._reserve(total):
+                self._fail_stem(stem, self._capacity_error(total))
+                return False
+        slots = self.pool.take(total)
+        ledger = next((c.ledger for c in stem.consumers()), None)
+        first = work.add(QueryRun(self.tree.root, slots, total, total), stem.tokens, ledger)
+        work.wholes.append((stem, first, slots))
+        work.after.append(partial(self.pool.give, slots))
+        return True
+
+    def _make_room_for_rows(self) -> None:
+        """One free slot for each running row; the latest rows go back to waiting until there is."""
+        while self._running and not self._reserve(len(self._running)):
+            if len(self._running) > 1:
+                self._preempt(self._running[-1])
+                continue
+            self._release_waiting(None)
+            if not self._reserve(1):
+                row = self._running[0]
+                self._leave(row)
+                self._resolve(row, error=self._capacity_error(len(row.tokens) + 1))
+
+    def _reserve(self, count: int) -> bool:
+        if self.pool.free < count:
+            self.stats.evicted += self.tree.evict(count)
+        return self.pool.free >= count
+
+    def _preempt(self, row: Row) -> None:
+        self.stats.preempted += 1
+        self._leave(row)
+        self._waiting.appendleft(Stem(np.array(row.tokens, np.int64), rows=[row]))
+
+    def _release_waiting(self, keep: Stem | None) -> None:
+        """Unlock what waiting stems hold; they find it again, or compute it again."""
+        for stem in self._waiting:
+            if stem is not keep:
+                self._relock(stem, None)
+
+    def _relock(self, holder: Stem | Row, node: Node | None) -> None:
+        if holder.node is not None:
+            holder.node.locks -= 1
+        if node is not None:
+            node.locks += 1
+        holder.node = node
+
+    def _leave(self, row: Row) -> Node:
+        """Take a running row out; what it computed stays in the tree, for whoever comes next."""
+        self._running.remove(row)
+        assert row.node is not None
+        start, end = row.node.end, row.computed
+        node = self.tree.extend(row.node, np.array(row.tokens[start:end], np.int64), row.slots[start:end])
+        self._relock(row, None)
+        return node
+
+    # Run and sample ----------------------------------------------------------------------------------------
+
+    def _run(self, work: _Pass) -> None:
+        attention = TreeAttention(self.pool, work.runs, self._windows, self.share_from)
+        tokens = torch.from_numpy(np.concatenate(work.tokens)).to(self.device)
+        positions = np.concatenate([np.arange(run.start, run.end) for run in work.runs])
+        hidden = self.decoder(tokens, torch.from_numpy(positions).to(self.device), attention).last
+        self.stats.passes += 1
+        self.stats.tokens += work.size
+        self.stats.rows += len(work.rows)
+        for ledger in work.ledgers.values():
+            ledger.passes += 1
+        ends = list(range(len(work.rows))) + [last for _, last in work.stems]
+        logits = self.decoder.logits(hidden[torch.tensor(ends, device=self.device)]) if ends else None
+        for scorer, last, places in work.scores:
+            self._deliver_scores(scorer, hidden, last, places)
+        for stem, first, slots in work.wholes:
+            for whole in stem.wholes:
+                values = self.decoder.logits(hidden[first : first + len(slots)]).float()
+                fine = torch.isfinite(values.logsumexp(-1))
+                error = None if fine.all() else _not_finite(int((~fine).nonzero()[0]))
+                self._resolve(whole, values.cpu().numpy(), error)
+        for action in work.after:
+            action()
+        if logits is not None:
+            self._sample(work, logits.float())
+
+    def _sample(self, work: _Pass, logits: Tensor) -> None:
+        """Draw a token for every running row, and the first one of the rows whose stems are done."""
+        fine = torch.isfinite(logits.logsumexp(-1)).tolist()
+        candidates: list[tuple[Row, int]] = list(zip(work.rows, range(len(work.rows)), strict=True))
+        for index, (stem, _) in enumerate(work.stems, len(work.rows)):
+            assert stem.node is not None
+            if stem.readers:
+                self._deliver_next_token(stem, logits[index], fine[index])
+            slots = self.tree.slots(stem.node) if stem.rows else None
+            room = self.max_batch - len(self._running)
+            for row in stem.rows[:room]:
+                assert slots is not None
+                row.start(stem.node, slots)
+                stem.node.locks += 1
+                self._running.append(row)
+                candidates.append((row, index))
+            if stem.rows[room:]:
+                self._waiting.appendleft(Stem(stem.tokens, rows=stem.rows[room:]))
+            self._relock(stem, None)
+        chosen: list[tuple[Row, int]] = []
+        planned: dict[int, int] = {}
+        for row, index in candidates:
+            if not fine[index]:
+                self._leave(row)
+                self._resolve(row, error=_not_finite(len(row.tokens)))
+                continue
+            if row.ledger is not None:
+                # The budget may allow only some of these tokens.
+                count = planned.get(id(row.ledger), 0)
+                if count >= row.ledger.tokens_left:
+                    self._finish(row, "budget")
+                    continue
+                planned[id(row.ledger)] = count + 1
+            chosen.append((row, index))
+        if not chosen:
+            return
+        drawn, logprobs, sample_logprobs = draw(logits, [i for _, i in chosen], [row.drawing for row, _ in chosen])
+        for (row, _), token, logprob, sample_logprob in zip(
+            chosen, drawn.tolist(), logprobs.tolist(), sample_logprobs.tolist(), strict=True
+        ):
+            if row.ledger is not None:
+                row.ledger.tokens += 1
+            try:
+                finish = row.accept(token, logprob, sample_logprob, row.parent.backend)
+            except Exception as error:  # a stop callable of the user's, or a token callback
+                self._leave(row)
+                self._resolve(row, error=error)
+                continue
+            if finish is not None:
+                self._finish(row, finish)
+
+    def _finish(self, row: Row, finish: Finish) -> None:
+        """Deliver a running row's branch."""
+        lease = Lease(self._leave(row), self._released)
+        self._resolve(row, row.branch(finish, lease))
+
+    def _deliver_next_token(self, stem: Stem, logits: Tensor, fine: bool) -> None:
+        values = logits.log_softmax(-1).cpu().numpy()
+        for reader, i in stem.readers:
+            if not fine:
+                self._resolve(reader, error=_not_finite(len(stem.tokens)))
+                continue
+            reader.rows[i] = values
+            reader.missing -= 1
+            if not reader.missing:
+                self._resolve(reader, np.stack(reader.rows))  # type: ignore[arg-type]
+
+    def _deliver_scores(self, scorer: Scorer, hidden: Tensor, last: int, places: list[tuple[int, int]]) -> None:
+        rows = [at for first, count in places for at in (last, *range(first, first + count))]
+        targets = torch.tensor([t for c in scorer.continuations for t in c], device=self.device)
+        logprobs = self.decoder.logits(hidden[torch.tensor(rows, device=self.device)]).float().log_softmax(-1)
+        values = logprobs.gather(1, targets[:, None])[:, 0].cpu().numpy()
+        if not np.isfinite(values).all():
+            self._resolve(scorer, error=_not_finite(last))
+            return
+        lengths = [len(c) for c in scorer.continuations]
+        self._resolve(scorer, np.split(values, np.cumsum(lengths)[:-1]))
+
+    # Budgets, cancellation, failure ------------------------------------------------------------------------
+
+    def _enforce_budgets(self) -> None:
+        verdicts: dict[int, str | None] = {}
+
+        def spent(consumer: Consumer) -> bool:
+            ledger = consumer.ledger
+            if ledger is None:
+                return False
+            if id(ledger) not in verdicts:
+                verdicts[id(ledger)] = ledger.generation_stopped_by()
+            return verdicts[id(ledger)] is not None
+
+        for row in [row for row in self._running if spent(row)]:
+            self._finish(row, "budget")
+        for stem in list(self._waiting):
+            for row in [row for row in stem.rows if spent(row)]:
+                self._resolve(row, row.branch("budget", None))
+            for consumer in stem.consumers():
+                if spent(consumer) and not isinstance(consumer, Row):
+                    limit = verdicts[id(consumer.ledger)]
+                    self._resolve(consumer, error=BudgetExhausted(f"the run's budget is spent ({limit})"))
+            self._drop(stem, spent)
+
+    def _drop_cancelled(self) -> None:
+        for row in [row for row in self._running if row.cancelled]:
+            self._leave(row)
+        for stem in list(self._waiting):
+            if any(c.cancelled for c in stem.consumers()):
+                self._drop(stem, lambda c: c.cancelled)
+
+    def _drop(self, stem: Stem, gone: Callable[[Consumer], bool]) -> None:
+        stem.drop(gone)
+        if not any(True for _ in stem.consumers()):
+            self._forget(stem)
+
+    def _forget(self, stem: Stem) -> None:
+        self._relock(stem, None)
+        self._waiting.remove(stem)
+        if self._stems.get(stem.tokens.tobytes()) is stem:
+            del self._stems[stem.tokens.tobytes()]
+
+    def _fail_stem(self, stem: Stem, error: BoughError) -> None:
+        for consumer in stem.consumers():
+            self._resolve(consumer, error=error)
+        self._forget(stem)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for row in self._running:
+            self._resolve(row, error=error)
+        for stem in self._waiting:
+            for consumer in stem.consumers():
+                self._resolve(consumer, error=error)
+        self._flush()
+
+    def _reset(self) -> None:
+        """After a failure: nothing runs, nothing is cached."""
+        self._running.clear()
+        self._waiting.clear()
+        self._stems.clear()
+        self.pool.reset()
+        self.tree.clear()
+
+    def _count_leases(self) -> None:
+        while self._released:
+            self._released.popleft().leases -= 1
+
+    def _capacity_error(self, needed: int) -> CapacityError:
+        return CapacityError(
+            f"a sequence needs {needed} tokens of KV memory at once and the pool has {self.pool.total}; "
+            f"load the model with kv_tokens={needed} or more"
+        )
+
+    # Delivery ----------------------------------------------------------------------------------------------
+
+    def _resolve(self, consumer: Consumer, result: Any = None, error: BaseException | None = None) -> None:
+        self._outbox.setdefault(consumer.loop, []).append((consumer.future, result, error))
+
+    def _flush(self) -> None:
+        for loop, items in self._outbox.items():
+            try:
+                loop.call_soon_threadsafe(_set_results, items)
+            except RuntimeError:  # that loop was closed meanwhile: nobody waits any more
+                continue
+        self._outbox = {}
+
+
+def _set_results(items: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for future, result, error in items:
+        if future.done():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _not_finite(position: int) -> NumericalError:
+    return NumericalError(
+        f"the model gave NaN or infinite logits at position {position}; check the weights, or load them in float32"
+    )

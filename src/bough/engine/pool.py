@@ -1,0 +1,58 @@
+"""The pool of key/value slots. A slot holds one token's keys and values in every layer.
+
+Pages of one token make forks free at any depth: two branches share exactly the tokens they have in common, no page
+is ever copied, and none is partly empty.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Pool:
+    """``data`` is ``[layer, 2, slot, kv_head, head_dim]``, keys at 0 and values at 1; keys are rotated already.
+
+    Args:
+        layers: number of layers.
+        slots: number of token slots.
+        kv_heads: key/value heads of a layer.
+        head_dim: size of one head.
+    """
+
+    def __init__(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.data = torch.empty(layers, 2, slots, kv_heads, head_dim, dtype=dtype, device=device)
+        self.total = slots
+        self.peak = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Every slot free."""
+        self._free = np.arange(self.total, dtype=np.int64)[::-1].copy()  # a stack: slots come off its end, ascending
+        self.free = self.total
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token's keys and values take."""
+        return self.data[:, :, 0].numel() * self.data.element_size()
+
+    def take(self, count: int) -> np.ndarray:
+        """``count`` free slots, int64; there must be that many."""
+        if count > self.free:
+            raise RuntimeError(f"{count} slots were taken with {self.free} free")
+        self.free -= count
+        self.peak = max(self.peak, self.total - self.free)
+        return self._free[self.free : self.free + count][::-1].copy()
+
+    def give(self, slots: np.ndarray) -> None:
+        """Return slots."""
+        self._free[self.free : self.free + len(slots)] = slots[::-1]
+        self.free += len(slots)
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store ``[T, kv_head, head_dim]`` keys and values in these slots ``[T]``."""
+        self.data[layer, 0].index_copy_(0, slots, keys)
+        self.data[layer, 1].index_copy_(0, slots, values)

@@ -1,0 +1,98 @@
+"""From logits to tokens: the transformations of `Sampling`, and Gumbel-max draws with keyed noise."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bough.core import Sampling
+from bough.core.noise import gumbel
+
+
+@dataclass
+class Drawing:
+    """One token to draw: how, with which noise (key, position), and the tokens so far (for the penalty)."""
+
+    sampling: Sampling
+    key: int
+    position: int
+    history: Callable[[], Sequence[int]]
+
+
+def transform(logits: Tensor, sampling: Sampling, histories: Sequence[Sequence[int]] = ()) -> Tensor:
+    """The logits ``[B, V]`` that tokens are drawn from; excluded tokens are at -inf.
+
+    ``histories`` are each row's tokens so far, needed for a repetition penalty alone. The order is that of
+    `Sampling`; top-p keeps the smallest set of most likely tokens that holds at least ``top_p``, min-p the tokens
+    at least ``min_p`` times as likely as the most likely one.
+    """
+    if sampling.repetition_penalty != 1:
+        logits = logits.clone()
+        for row, history in zip(logits, histories, strict=True):
+            seen = torch.tensor(sorted(set(history)), device=logits.device)
+            penalty = sampling.repetition_penalty
+            row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+    if sampling.logit_bias:
+        tokens = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        biases = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        logits = logits.index_add(1, tokens, biases.expand(len(logits), -1))
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    if sampling.min_p > 0:
+        floor = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(sampling.min_p))
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, rows: Sequence[int], drawings: Sequence[Drawing]) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one token per drawing, each from row ``rows[i]`` of the logits.
+
+    Args:
+        logits: ``[N, V]`` float32, finite. rows, drawings: B of each.
+
+    Returns:
+        tokens int64 ``[B]``, their log-probabilities under the model and under the drawing distribution,
+        float32 ``[B]``.
+    """
+    device = logits.device
+    model = logits.log_softmax(-1)
+    row_of = torch.tensor(rows, device=device)
+    tokens = torch.empty(len(drawings), dtype=torch.int64, device=device)
+    sample_logprobs = torch.zeros(len(drawings), dtype=torch.float32, device=device)
+    groups: dict[Sampling, list[int]] = defaultdict(list)
+    for i, drawing in enumerate(drawings):
+        groups[drawing.sampling].append(i)
+    for sampling, members in groups.items():
+        where = torch.tensor(members, device=device)
+        histories = [drawings[i].history() for i in members] if sampling.repetition_penalty != 1 else []
+        if sampling.plain:
+            target = proposal = model[row_of[where]]
+        else:
+            target = transform(logits[row_of[where]], sampling, histories)
+            proposal = target.log_softmax(-1)
+        if sampling.temperature == 0:
+            tokens[where] = target.argmax(-1)
+            continue  # greedy decoding draws from a point mass: log-probability 0
+        noise = gumbel(
+            [drawings[i].key for i in members],
+            [drawings[i].position for i in members],
+            logits.shape[-1],
+            device,
+        )
+        drawn = (proposal + noise).argmax(-1)
+        tokens[where] = drawn
+        sample_logprobs[where] = proposal.gather(1, drawn[:, None])[:, 0]
+    return tokens, model[row_of, tokens], sample_logprobs
