@@ -58,7 +58,7 @@ class Strategy(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, as plain values."""
-        return {"name": self.info.name, **{f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]}
+        return {"name": self.info.name, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
 
 
 _REGISTRY: dict[str, TechniqueInfo] = {}
