@@ -132,15 +132,35 @@ def make_checkpoint(
 ) -> transformers.PreTrainedModel:
     """Write a random checkpoint of ``family`` to ``folder``; returns the model ``transformers`` wrote.
 
-    ``overrides`` replace values of its config. Norms and biases are random too, so none can be forgotten.
+    ``head`` may be ``"ForTokenClassification"``, or, for Qwen 2, ``"ForProcessRewardModel"``. ``overrides``
+    replace values of its config. Norms and biases are random too, so none can be forgotten.
     """
     prefix, settings = FAMILIES[family]
     config_class = getattr(transformers, f"{prefix}Config")
-    model_class = getattr(transformers, f"{prefix if prefix != 'Gemma3Text' else 'Gemma3'}{head}")
+    if head == "ForProcessRewardModel":
+        model_class: Any = Qwen2ForProcessRewardModel
+    else:
+        causal_gemma3 = prefix == "Gemma3Text" and head == "ForCausalLM"
+        model_class = getattr(transformers, ("Gemma3" if causal_gemma3 else prefix) + head)
     model = model_class(config_class(**{**_SIZES, **settings, **overrides}))
     randomise(model, seed)
     model.save_pretrained(folder)
     return model.eval()
+
+
+class Qwen2ForProcessRewardModel(transformers.Qwen2PreTrainedModel):
+    """The format of Qwen2.5-Math-PRM: two logits a token from a head with one hidden layer."""
+
+    def __init__(self, config: transformers.Qwen2Config) -> None:
+        super().__init__(config)
+        self.model = transformers.Qwen2Model(config)
+        width = config.hidden_size
+        self.score = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor) -> transformers.modeling_outputs.TokenClassifierOutput:
+        hidden = self.model(input_ids).last_hidden_state
+        return transformers.modeling_outputs.TokenClassifierOutput(logits=self.score(hidden))
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:

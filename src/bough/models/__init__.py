@@ -1,6 +1,6 @@
 """Decoders and tokenizers from Hugging Face checkpoints."""
 
-from .attention import AttentionSpec, Attend, dense_attend
+from .attention import Attend, AttentionSpec, dense_attend
 from .config import LayerSpec, ModelConfig
 from .decoder import Decoder, Hidden
 from .tokenizer import Tokenizer, load_tokenizer

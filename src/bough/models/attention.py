@@ -74,7 +74,7 @@ def dense_attend(lengths: Sequence[int]) -> Attend:
             at = torch.arange(longest, device=q.device)
             distance = at[:, None] - at
             seen = distance >= 0
-            if windowed:
+            if spec.window is not None:
                 seen = seen & (distance < spec.window)
             if spec.softcap is None:
                 out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=seen, scale=spec.scale)

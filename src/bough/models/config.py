@@ -2,7 +2,7 @@
 
 Every key of a config is read, known to be inert, or refused by name, so an unknown knob never yields a
 wrong answer quietly. What a config cannot say, because Hugging Face's class for that ``model_type`` says
-it, is in one table, :data:`TRAITS`; ``architectures`` and ``model_type`` are matched exactly.
+it, is in one table, :data:`.traits.TRAITS`; ``architectures`` and ``model_type`` are matched exactly.
 """
 
 from __future__ import annotations
@@ -10,273 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from bough.core.errors import ConfigError
 
 from .attention import AttentionSpec
 from .rope import RopeSpec
+from .traits import ARCHITECTURES, COMMON, EXPERTS, INERT, NULLABLE, OFF, TRAITS, Head, Traits
 
 HeadKind = Literal["lm", "classification"]
-Head = Literal["lm", "linear", "linear, no bias", "mlp"]
 
-
-@dataclass(frozen=True)
-class Traits:
-    """What belongs to a ``model_type`` and is not in its ``config.json``."""
-
-    prefix: str  # of its architectures: <prefix>ForCausalLM ...
-    knobs: Mapping[str, Any]  # the keys it has beyond the common ones, with the default where one is left out
-    # Checkpoint names of the four norms of a layer; None where the block has no such norm.
-    attention_norms: tuple[str | None, str | None] = ("input_layernorm", None)  # before, after
-    mlp_norms: tuple[str | None, str | None] = ("post_attention_layernorm", None)
-    norm_offset: float = 0.0  # the norm multiplies by offset + weight
-    qk_norm: Literal["head", "full"] | None = None  # over each head, or over all heads together
-    qkv_bias: bool = False  # biases on q, k, v whatever attention_bias says
-    fused: bool = False  # the checkpoint holds qkv_proj and gate_up_proj
-    scaled_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
-    windowed: Literal["all", "upper", "pattern", "nope"] | None = None  # layers a sliding window applies to
-    rope_aliases: Mapping[str, str] = field(default_factory=dict)
-    # Checkpoint names of router, experts, and an expert's gate, up and down.
-    moe: tuple[str, str, str, str, str] | None = None
-
-
-_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-_GEMMA = {
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_act": None,
-    "tie_word_embeddings": True,
-    "attention_bias": False,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "sliding_window_size": None,
-    "layer_types": None,
-}
-_GEMMA_NORMS: dict[str, Any] = {
-    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
-    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    "norm_offset": 1.0,
-    "scaled_embedding": True,
-    "windowed": "pattern",
-}
-_EXPERTS = {"num_experts": None, "num_local_experts": None}  # two names for one number
-_MLP_EXPERTS = ("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
-
-TRAITS: Mapping[str, Traits] = MappingProxyType(
-    {
-        "llama": Traits("Llama", {"attention_bias": False, "mlp_bias": False}),
-        "mistral": Traits("Mistral", {"sliding_window": 4096}, windowed="all"),
-        "qwen2": Traits("Qwen2", {**_QWEN_WINDOW, "layer_types": None}, qkv_bias=True, windowed="upper"),
-        "qwen3": Traits(
-            "Qwen3",
-            {**_QWEN_WINDOW, "layer_types": None, "attention_bias": False, "head_dim": 128},
-            qk_norm="head",
-            windowed="upper",
-        ),
-        "gemma2": Traits(
-            "Gemma2",
-            {
-                **_GEMMA,
-                "attn_logit_softcapping": 50.0,
-                "final_logit_softcapping": 30.0,
-                "sliding_window_pattern": 2,
-            },
-            **_GEMMA_NORMS,
-        ),
-        "gemma3_text": Traits(
-            "Gemma3Text",
-            {
-                **_GEMMA,
-                "final_logit_softcapping": None,
-                "sliding_window_pattern": 6,
-                "rope_theta": 1_000_000.0,
-                "rope_local_base_freq": 10_000.0,
-            },
-            qk_norm="head",
-            **_GEMMA_NORMS,
-        ),
-        "phi3": Traits(
-            "Phi3",
-            {
-                "sliding_window": None,
-                "rms_norm_eps": 1e-5,
-                "partial_rotary_factor": 1.0,
-                "original_max_position_embeddings": 4096,
-            },
-            fused=True,
-            windowed="all",
-            rope_aliases={"su": "longrope", "yarn": "longrope"},
-        ),
-        "olmo2": Traits(
-            "Olmo2",
-            {"attention_bias": False, "rms_norm_eps": 1e-5},
-            attention_norms=(None, "post_attention_layernorm"),
-            mlp_norms=(None, "post_feedforward_layernorm"),
-            qk_norm="full",
-        ),
-        "smollm3": Traits(
-            "SmolLM3",
-            {
-                "attention_bias": False,
-                "mlp_bias": False,
-                "use_sliding_window": False,
-                "sliding_window": None,
-                "max_window_layers": 0,
-                "layer_types": None,
-                "no_rope_layers": None,
-                "no_rope_layer_interval": 4,
-                "rope_theta": 2_000_000.0,
-                "tie_word_embeddings": True,
-            },
-            windowed="nope",
-        ),
-        "granite": Traits(
-            "Granite",
-            {
-                "attention_bias": False,
-                "mlp_bias": False,
-                "embedding_multiplier": 1.0,
-                "residual_multiplier": 1.0,
-                "attention_multiplier": 1.0,
-                "logits_scaling": 1.0,
-            },
-        ),
-        "mixtral": Traits(
-            "Mixtral",
-            {
-                "sliding_window": None,
-                "rms_norm_eps": 1e-5,
-                "rope_theta": 1_000_000.0,
-                **_EXPERTS,
-                "num_experts_per_tok": 2,
-            },
-            windowed="all",
-            moe=("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
-        ),
-        "qwen3_moe": Traits(
-            "Qwen3Moe",
-            {
-                "attention_bias": False,
-                "use_sliding_window": False,
-                "sliding_window": 4096,
-                "max_window_layers": 0,
-                "decoder_sparse_step": 1,
-                "mlp_only_layers": (),
-                "moe_intermediate_size": 768,
-                **_EXPERTS,
-                "num_experts_per_tok": 8,
-                "norm_topk_prob": False,
-            },
-            qk_norm="head",
-            windowed="all",
-            moe=_MLP_EXPERTS,
-        ),
-        "olmoe": Traits(
-            "Olmoe",
-            {
-                "attention_bias": False,
-                "clip_qkv": None,
-                "rms_norm_eps": 1e-5,
-                **_EXPERTS,
-                "num_experts_per_tok": 8,
-                "norm_topk_prob": False,
-            },
-            qk_norm="full",
-            moe=_MLP_EXPERTS,
-        ),
-    }
-)
-
-# Keys every type has. Ellipsis: required. A type's knobs override these.
-_COMMON: Mapping[str, Any] = {
-    "vocab_size": ...,
-    "hidden_size": ...,
-    "intermediate_size": ...,
-    "num_hidden_layers": ...,
-    "num_attention_heads": ...,
-    "num_key_value_heads": None,
-    "max_position_embeddings": ...,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_theta": 10_000.0,
-    "rope_scaling": None,
-    "rope_parameters": None,
-}
-
-# What a knob is worth in a type that does not have it; a config may say so, and nothing else.
-_OFF: Mapping[str, Any] = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "sliding_window": None,
-    "use_sliding_window": True,
-    "max_window_layers": 0,
-    "layer_types": None,
-    "sliding_window_pattern": 0,
-    "sliding_window_size": None,
-    "no_rope_layers": None,
-    "no_rope_layer_interval": 0,
-    "query_pre_attn_scalar": None,
-    "attention_multiplier": None,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "embedding_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-    "logits_scaling": 1.0,
-    "clip_qkv": None,
-    "hidden_activation": None,
-    "partial_rotary_factor": None,
-    "original_max_position_embeddings": None,
-    "rope_local_base_freq": None,
-    "num_local_experts": None,
-    "num_experts": None,
-    "num_experts_per_tok": 0,
-    "norm_topk_prob": True,
-    "moe_intermediate_size": None,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": (),
-    # Knobs that no type has.
-    "use_bidirectional_attention": False,
-    "use_mrope": False,
-    "rope_interleaved": False,
-    "lm_head_bias": False,
-    "full_attn_mod": 1,
-    "interpolate_factor": 1,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-}
-
-# Knobs that an explicit null switches off; any other null is as if the key were left out.
-_NULLABLE = frozenset(
-    "num_key_value_heads head_dim rope_scaling rope_parameters sliding_window layer_types no_rope_layers"
-    " attn_logit_softcapping final_logit_softcapping clip_qkv".split()
-)
-
-# Keys that do not change what the decoder computes.
-_INERT = frozenset(
-    "_name_or_path _attn_implementation_autoset _sliding_window_pattern architectures model_type auto_map"
-    " transformers_version transformers.js_config is_llama_config torch_dtype dtype initializer_range"
-    " use_cache cache_implementation pretraining_tp attention_dropout resid_pdrop embd_pdrop"
-    " classifier_dropout hidden_dropout output_router_logits router_aux_loss_coef router_jitter_noise"
-    " output_attentions output_hidden_states return_dict chunk_size_feed_forward is_decoder"
-    " bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id tokenizer_class"
-    " id2label label2id num_labels problem_type".split()
-)
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
-_HEADS: Mapping[str, Head] = {
-    "ForCausalLM": "lm",
-    "ForTokenClassification": "linear",
-    "ForSequenceClassification": "linear, no bias",
-}
-_ARCHITECTURES: Mapping[str, tuple[str, Head]] = {
-    **{t.prefix + suffix: (name, head) for name, t in TRAITS.items() for suffix, head in _HEADS.items()},
-    "Gemma3ForCausalLM": ("gemma3_text", "lm"),
-    "Qwen2ForProcessRewardModel": ("qwen2", "mlp"),
-}
 
 
 @dataclass(frozen=True)
@@ -399,14 +144,14 @@ class _Reader:
 
     def __init__(self, raw: Mapping[str, Any], traits: Traits, model_type: str) -> None:
         self.raw, self.traits, self.model_type = raw, traits, model_type
-        self.known = {**_COMMON, **traits.knobs}
+        self.known = {**COMMON, **traits.knobs}
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.known:
-            return _OFF[key]
+            return OFF[key]
         default, value = self.known[key], self.raw.get(key)
         if value is None:
-            value = None if key in self.raw and key in _NULLABLE else default
+            value = None if key in self.raw and key in NULLABLE else default
         if value is ...:
             raise ConfigError(f"config.json lacks {key!r}, which a {self.model_type} model needs")
         for kind in (bool, (int, float)):
@@ -423,8 +168,8 @@ class _Reader:
     def refuse_the_rest(self) -> None:
         """Every key must be known to the type, inert, or say what bough does anyway."""
         for key, value in self.raw.items():
-            known = key in self.known or key in _INERT or value is None
-            if not known and not (key in _OFF and _OFF[key] == value):
+            known = key in self.known or key in INERT or value is None
+            if not known and not (key in OFF and OFF[key] == value):
                 raise ConfigError(
                     f"config.json has {key!r}: {value!r}, which bough does not execute for a "
                     f"{self.model_type} model; it is not ignored, since the answers would be wrong"
@@ -434,15 +179,17 @@ class _Reader:
 def _architecture(raw: Mapping[str, Any]) -> tuple[str, Head]:
     """The model type and kind of head that a config's ``architectures`` and ``model_type`` name."""
     model_type, names = raw.get("model_type"), raw.get("architectures") or []
-    if not names and model_type in TRAITS:
+    if not names and isinstance(model_type, str) and model_type in TRAITS:
         return model_type, "lm"
-    if len(names) != 1 or names[0] not in _ARCHITECTURES:
+    if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise ConfigError(
-            f"unknown architecture {names or model_type!r}; bough runs {', '.join(sorted(_ARCHITECTURES))}"
+            f"unknown architecture {names or model_type!r}; bough runs {', '.join(sorted(ARCHITECTURES))}"
         )
-    expected, head = _ARCHITECTURES[names[0]]
+    expected, head = ARCHITECTURES[names[0]]
     if model_type is not None and model_type != expected:
-        raise ConfigError(f"architecture {names[0]!r} has model_type {expected!r}, but config.json says {model_type!r}")
+        raise ConfigError(
+            f"architecture {names[0]!r} has model_type {expected!r}, but config.json says {model_type!r}"
+        )
     return expected, head
 
 
@@ -501,7 +248,7 @@ def _layers(reader: _Reader, scale: float, rope_of: Mapping[str, int]) -> tuple[
 def _moe(reader: _Reader) -> MoeSpec | None:
     if reader.traits.moe is None:
         return None
-    named = {reader[key] for key in _EXPERTS} - {None}
+    named = {reader[key] for key in EXPERTS} - {None}
     if len(named) != 1:
         raise ConfigError(f"config.json must say num_experts (or num_local_experts) once, got {sorted(named)}")
     experts, top_k = named.pop(), reader.size("num_experts_per_tok")
@@ -511,24 +258,20 @@ def _moe(reader: _Reader) -> MoeSpec | None:
     return MoeSpec(experts, top_k, width, reader["norm_topk_prob"])
 
 
-_ROPE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {  # kind -> required, optional
-    "default": (frozenset(), frozenset()),
-    "linear": (frozenset({"factor"}), frozenset()),
-    "dynamic": (frozenset({"factor"}), frozenset({"original_max_position_embeddings"})),
-    "llama3": (
-        frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
-        frozenset({"original_max_position_embeddings"}),
+# Rope type -> the keys it needs, the keys it may have.
+_ROPE_KEYS: Mapping[str, tuple[set[str], set[str]]] = {
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, {"original_max_position_embeddings"}),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, {"original_max_position_embeddings"}),
+    "longrope": (
+        {"short_factor", "long_factor"},
+        {"factor", "attention_factor", "original_max_position_embeddings"},
     ),
     "yarn": (
-        frozenset(),
-        frozenset(
-            "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim"
-            " truncate".split()
-        ),
-    ),
-    "longrope": (
-        frozenset({"short_factor", "long_factor"}),
-        frozenset({"factor", "attention_factor", "original_max_position_embeddings"}),
+        set(),
+        {"factor", "attention_factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
+        | {"mscale", "mscale_all_dim", "truncate"},
     ),
 }
 
@@ -576,7 +319,9 @@ def _rope(reader: _Reader, given: dict[str, Any], head_dim: int) -> RopeSpec:
     if outer is not None and original not in (None, outer):
         raise ConfigError(f"original_max_position_embeddings is {outer}, but the rope parameters say {original}")
     original = outer or original or longest
-    dim = int(head_dim * (1.0 if partial is None else partial))
+    if partial not in (None, 1.0) and "partial_rotary_factor" not in reader.known:
+        raise ConfigError(f"partial_rotary_factor {partial} is not supported for a {reader.model_type} model")
+    dim = int(head_dim * (partial or 1.0))
     mscale, mscale_all = given.pop("mscale", None), given.pop("mscale_all_dim", None)
     for key in ("short_factor", "long_factor"):
         if key in given:

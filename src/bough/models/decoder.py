@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bough.core.errors import InvalidInput
 
 from .attention import Attend
-from .config import HeadKind, LayerSpec, ModelConfig
+from .config import HeadKind, ModelConfig
 from .rope import Rotary, Wave
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -51,6 +51,7 @@ class Norm(nn.Module):
         self.eps, self.offset, self.shape = eps, offset, (size,)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[..., size]`` -> the same."""
         weight = self.weight.float() + self.offset if self.offset else self.weight
         if x.dtype == torch.float32 == weight.dtype:
             return F.rms_norm(x, self.shape, weight, self.eps)
@@ -103,6 +104,7 @@ class Attention(nn.Module):
         self.qk_norm = None if kind is None else HeadNorm(config) if kind == "head" else WidthNorm(config)
 
     def forward(self, x: Tensor, attend: Attend, rotary: Rotary | None, wave: Wave | None) -> Tensor:
+        """``x [T, H]`` -> ``[T, H]``; without a rotary embedding, the layer sees no positions."""
         qkv = self.qkv(x).view(self.shape)
         qk, v = qkv[:, : self.rotated], qkv[:, self.rotated :]
         if self.qk_norm is not None:
@@ -126,6 +128,7 @@ class Mlp(nn.Module):
         self.act = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x [T, H]`` -> ``[T, H]``."""
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(self.act(gate) * up)
 
@@ -143,6 +146,7 @@ class SparseMlp(nn.Module):
         self.act = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x [T, H]`` -> ``[T, H]``."""
         weights, chosen = self.router(x).float().softmax(-1).topk(self.moe.top_k, -1)  # [T, k]
         if self.moe.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -166,16 +170,16 @@ class Layer(nn.Module):
         super().__init__()
 
         def norm(name: str | None) -> Norm | None:
-            return name and Norm(config.hidden_size, config.norm_eps, config.traits.norm_offset) or None
+            return None if name is None else Norm(config.hidden_size, config.norm_eps, config.traits.norm_offset)
 
-        spec: LayerSpec = config.layers[index]
-        self.rope, self.residual_scale = spec.rope, config.residual_scale
+        self.residual_scale = config.residual_scale
         self.attention_norm, self.attention_post_norm = map(norm, config.traits.attention_norms)
         self.attention = Attention(config, index)
         self.mlp_norm, self.mlp_post_norm = map(norm, config.traits.mlp_norms)
-        self.mlp = SparseMlp(config) if spec.sparse else Mlp(config)
+        self.mlp = SparseMlp(config) if config.layers[index].sparse else Mlp(config)
 
     def forward(self, x: Tensor, attend: Attend, rotary: Rotary | None, wave: Wave | None) -> Tensor:
+        """``x [T, H]``, the residual stream -> the same, after this layer."""
         y = x if self.attention_norm is None else self.attention_norm(x)
         y = self.attention(y, attend, rotary, wave)
         if self.attention_post_norm is not None:
@@ -234,12 +238,12 @@ class Decoder(nn.Module):
         """
         config = self.config
         run = range(config.num_layers) if layers is None else layers
-        for layer in run:
-            if not 0 <= layer < config.num_layers:
-                raise InvalidInput(f"layer {layer} is outside 0 .. {config.num_layers - 1}")
-        for layer in capture:
-            if layer not in run:
-                raise InvalidInput(f"layer {layer} is to be captured, but the pass does not run it")
+        for index in run:
+            if not 0 <= index < config.num_layers:
+                raise InvalidInput(f"layer {index} is outside 0 .. {config.num_layers - 1}")
+        for index in capture:
+            if index not in run:
+                raise InvalidInput(f"layer {index} is to be captured, but the pass does not run it")
         try:
             x = self.embed(tokens)
             waves = [rotary.at(positions) for rotary in self._rotaries]
@@ -251,9 +255,9 @@ class Decoder(nn.Module):
             x = x * torch.tensor(config.embed_scale, dtype=x.dtype, device=x.device)
         captured = {}
         for index in run:
-            layer = self.layers[index]
-            rope = layer.rope
-            x = layer(x, attend, *((None, None) if rope is None else (self._rotaries[rope], waves[rope])))
+            rope = config.layers[index].rope
+            rotation = (None, None) if rope is None else (self._rotaries[rope], waves[rope])
+            x = self.layers[index](x, attend, *rotation)
             if index in capture:
                 captured[index] = x
         return Hidden(self.norm(x), captured)

@@ -49,7 +49,7 @@ class Tokenizer:
         self._to_bytes = _decoder_of(json.loads(tokenizer.to_str()).get("decoder"))
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
-        """Token ids of ``text``; with ``add_special``, in the frame (bos ...) the checkpoint puts around it."""
+        """Token ids of ``text``; ``add_special`` adds what the checkpoint puts around a text (bos ...)."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         return ids
 

@@ -24,12 +24,16 @@ from .decoder import Decoder, HeadNorm, Layer, SparseMlp, WidthNorm
 from .hub import resolve
 
 _DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Files = dict[Path, tuple[Any, list[str]]]  # each safetensors file, opened, and the names of its tensors
 
 
 def tensor_views(decoder: Decoder) -> dict[str, Tensor]:
-    """Every tensor of the decoder's checkpoint, by its name there, as a view of the parameter it is part of."""
+    """Every tensor of the decoder's checkpoint, by its name there, as a view of the parameter it lies in."""
     config = decoder.config
-    views = {"model.embed_tokens.weight": decoder.embed.weight.data, "model.norm.weight": decoder.norm.weight.data}
+    views = {
+        "model.embed_tokens.weight": decoder.embed.weight.data,
+        "model.norm.weight": decoder.norm.weight.data,
+    }
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
         for name, tensor in _layer_views(layer, config):
@@ -119,10 +123,11 @@ def load_decoder(
             for name in names:
                 if name in views:
                     views[name].copy_(file.get_tensor(name))
+    _check_tied(decoder, files)
     return decoder.eval().requires_grad_(False)
 
 
-def _open(folder: Path) -> dict[Path, tuple[Any, list[str]]]:
+def _open(folder: Path) -> Files:
     """Each safetensors file of the folder, opened (memory-mapped), with the names of its tensors."""
     index = folder / "model.safetensors.index.json"
     where: Mapping[str, str] | None = None
@@ -133,14 +138,14 @@ def _open(folder: Path) -> dict[Path, tuple[Any, list[str]]]:
         paths = [folder / name for name in sorted(set(where.values()))]
     else:
         paths = [folder / "model.safetensors"]
-    files: dict[Path, tuple[Any, list[str]]] = {}
+    files: Files = {}
     for path in paths:
         if path.parent != folder:
             raise CheckpointError(f"{index} names {path.name!r}, which is outside the checkpoint's folder")
         if not path.exists():
             raise CheckpointError(_missing(path))
         try:
-            file = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
+            file = safe_open(path, framework="pt")
             files[path] = file, list(file.keys())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
@@ -158,15 +163,13 @@ def _missing(path: Path) -> str:
     if pickles:
         return (
             f"{path.parent} has its weights as pickles only ({pickles[0]}), which can run code when loaded and "
-            "which bough never opens; convert them with transformers' save_pretrained, or use a revision "
-            "that has safetensors"
+            "are never opened; convert them with transformers' save_pretrained, or use a revision that has "
+            "safetensors"
         )
     return f"{path} is missing; download it again"
 
 
-def _check(
-    views: Mapping[str, Tensor], files: Mapping[Path, tuple[Any, list[str]]], config: ModelConfig, folder: Path
-) -> torch.dtype:
+def _check(views: Mapping[str, Tensor], files: Files, config: ModelConfig, folder: Path) -> torch.dtype:
     """Compare names, shapes and types with what the decoder needs; returns the type they are stored in."""
     found: dict[str, Path] = {}
     dtypes: dict[torch.dtype, str] = {}
@@ -202,6 +205,18 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
     return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
 
 
+def _check_tied(decoder: Decoder, files: Files) -> None:
+    """The output embedding that a tied checkpoint also holds must be the input embedding."""
+    for path, (file, names) in files.items():
+        if decoder.config.tied and "lm_head.weight" in names:
+            duplicate = file.get_tensor("lm_head.weight").to(decoder.embed.weight)
+            if duplicate.shape != decoder.embed.weight.shape or not torch.equal(duplicate, decoder.embed.weight):
+                raise CheckpointError(
+                    f"{path}: config.json says tie_word_embeddings, but 'lm_head.weight' differs from "
+                    "'model.embed_tokens.weight'; set tie_word_embeddings to false if it is meant to"
+                )
+
+
 def save_decoder(decoder: Decoder, folder: str | os.PathLike[str]) -> None:
     """Write ``config.json`` and ``model.safetensors`` as ``transformers`` would, creating the folder."""
     folder = Path(folder)
@@ -230,7 +245,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint is a folder as transformers saves it") from None
+        raise CheckpointError(f"{path} is missing; a checkpoint is a folder saved by transformers") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
     if not isinstance(value, dict):
