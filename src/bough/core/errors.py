@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 class BoughError(Exception):
-    """Base class of all errors raised by bough."""
+    """Base class of all errors raised by bough. ``best`` is the best branch of the run that it ended, if any."""
+
+    best: Branch | None = None
 
 
 class InvalidInput(BoughError, ValueError):
@@ -37,11 +39,11 @@ class NumericalError(BoughError):
 
 
 class RewardError(BoughError):
-    """A reward returned NaN, or not one score per branch."""
+    """A reward raised, or returned NaN, or not one score per branch."""
 
 
 class StrategyError(BoughError):
-    """A strategy raised; the original exception is the cause, ``best`` is what it had found by then."""
+    """A strategy raised; the original exception is the cause."""
 
     def __init__(self, message: str, best: Branch | None = None) -> None:
         super().__init__(message)

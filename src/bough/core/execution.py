@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from .backend import Capability
 from .branch import Branch
 from .budget import Budget, Ledger
-from .errors import BudgetExhausted, InvalidInput, RewardError, StrategyError, UnsupportedError
+from .errors import BoughError, BudgetExhausted, RewardError, StrategyError, UnsupportedError
 from .events import Event, Expanded, Finished, Proposed, Pruned, Root, Scored, Selected, Trace
 from .technique import Strategy
 
@@ -102,6 +102,7 @@ class Run:
         self._reward = reward
         self._on_event = on_event
         self._expansions = 0
+        self._proposed: dict[int, float | None] = {}
 
     # What a strategy calls ---------------------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ class Run:
 
         Raises:
             BudgetExhausted: the budget has fewer reward calls left than there are branches.
-            RewardError: the reward returned NaN, or not one score per branch.
+            RewardError: the reward raised, or returned NaN, or not one score per branch.
         """
         if self._reward is None:
             raise UnsupportedError("this run has no reward; give solve(..., reward=...)")
@@ -123,8 +124,13 @@ class Run:
                 f"{len(branches)} more asked for)"
             )
         ledger.reward_calls += len(branches)
-        scores = [float(score) for score in await self._reward(branches, self)]
         name = self._reward.name
+        try:
+            scores = [float(score) for score in await self._reward(branches, self)]
+        except BoughError:
+            raise
+        except Exception as error:
+            raise RewardError(f"reward {name} raised {error!r}") from error
         if len(scores) != len(branches):
             raise RewardError(f"reward {name} returned {len(scores)} scores for {len(branches)} branches")
         for branch, score in zip(branches, scores, strict=True):
@@ -135,14 +141,15 @@ class Run:
         return scores
 
     def propose(self, branch: Branch, score: float | None = None) -> bool:
-        """Offer a whole solution as the answer; it is kept if it beats the best so far. The first of equals stays.
+        """Offer a whole solution as the answer; it is kept if it beats the best so far.
 
-        A scored branch beats an unscored one.
+        A scored branch beats an unscored one. Of equals the one with the smaller key is kept, so that the answer
+        does not depend on which of them arrived first.
         """
+        self._proposed[branch.key] = score
         if self.best is not None:
-            if score is None:
-                return False
-            if self.best_score is not None and score <= self.best_score:
+            old = (self.best_score is not None, self.best_score or 0.0, -self.best.key)
+            if (score is not None, score or 0.0, -branch.key) <= old:
                 return False
         self.best, self.best_score = branch, score
         if self.observed:
@@ -202,7 +209,8 @@ class Run:
 
         Raises:
             UnsupportedError: before anything runs, if the backend lacks what the strategy requires.
-            StrategyError: the strategy raised; ``best`` holds what it had found.
+            BoughError: the reward, the model or the engine failed. ``best`` holds what had been found by then.
+            StrategyError: the strategy raised anything else; ``best`` as above.
         """
         self.check(strategy, prompt)
         prompt = prompt.with_run(self)
@@ -212,13 +220,13 @@ class Run:
         try:
             answer = await asyncio.wait_for(strategy(prompt, self), self.ledger.budget.seconds)
             if answer is not None:
-                score = self.best_score if answer is self.best else None
-                self.best, self.best_score = answer, score
+                self.best, self.best_score = answer, self._proposed.get(answer.key)
         except BudgetExhausted as error:
             stopped_by = str(error)
         except (asyncio.TimeoutError, TimeoutError):
             stopped_by = f"seconds: {self.ledger.seconds:.3g} of {self.ledger.budget.seconds}"
-        except (asyncio.CancelledError, InvalidInput, RewardError):
+        except BoughError as error:
+            error.best = self.best
             raise
         except Exception as error:
             raise StrategyError(f"strategy {strategy.info.name} raised {error!r}", self.best) from error
