@@ -1,0 +1,12 @@
+"""Inference-time search: spend more computation on a problem, where it helps.
+
+Importing this room registers its techniques.
+"""
+
+from .astar import AStar
+from .beam_search import BeamSearch
+from .best_of_n import BestOfN
+from .particle_filter import ParticleFilter
+from .self_consistency import SelfConsistency
+
+__all__ = ["AStar", "BeamSearch", "BestOfN", "ParticleFilter", "SelfConsistency"]

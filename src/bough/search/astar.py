@@ -1,0 +1,177 @@
+"""A*-decoding: always continue the partial solution whose path has deteriorated least, and stop at the first goal.
+
+Paper: Chatziveroglou 2025, arXiv:2505.13672. Pays when a process reward is good at telling where a solution goes
+wrong: tokens then go where they can still help, and an easy problem costs little more than one solution.
+
+The search space. A state s is a partial solution that ends at a step boundary; its successors are ``width``
+sampled continuations of one step; goals are finished solutions that have an answer. The process reward r(s) in
+[0, 1] is the probability that s is right so far, and h(s) = 1 - r(s) the heuristic: what is believed to be wrong
+with s already. The empty solution is right for certain, so h(prompt) = 0 and costs no reward call.
+
+The cost. Let c(s, s') = max(0, h(s) - h(s')) be the cost of a step and g its sum along the path. Then
+
+    h(s) <= c(s, s') + h(s')                                      (h is consistent, by the definition of c)
+    f(s') = g(s') + h(s') = g(s) + max(h(s), h(s')) = f(s) + max(0, h(s') - h(s)) >= f(s),
+
+so f never falls along a path, and with h(prompt) = 0 it is the sum of all rises of h: f(s) adds up how much the
+path has deteriorated, forgives nothing, and is at least 1 - min r, the path's worst moment. Ordering by f thus
+prefers a path that was trusted all along to one that was doubted and then trusted again.
+
+Ties are common: while the reward only rises, f stays the same. ``tie_break="path"`` orders nodes of equal f like
+a depth-first walk that visits siblings in order of reward: first the whole subtree of the better one. A node comes
+before its descendants in this order, so the pair (f, path) grows strictly along every path, and the search has one
+well-defined result, the goal with the smallest pair. That is what makes expanding several nodes at once safe:
+
+    When a goal is at the head of the frontier and every expansion in flight is of a node behind it, whatever is
+    not generated yet descends from nodes behind that goal. It is the smallest, and the search ends. If an
+    expansion in flight is of a node ahead of it, the search waits for that one alone, starts nothing new, and
+    gives up the expansions behind the goal.
+
+So ``parallel`` changes how long a search takes and what it speculates on, never what it finds. Expansions do not
+wait for each other; only siblings do, because identical ones are merged (judged once, expanded once), and which
+of them survives must not depend on which arrived first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, Promise, Run, technique
+
+from .steps import StepSearch, answered, cancel, judge, require_positive, require_probabilities
+
+Cost = Literal["deterioration", "none"]
+TieBreak = Literal["path", "deepest", "reward"]
+
+
+@dataclass(eq=False)
+class _Node:
+    """A state: its costs, its place in the frontier, and what was drawn below it so far."""
+
+    branch: Branch
+    depth: int
+    h: float
+    f: float
+    path: tuple[tuple[float, int], ...]  # (h, index among siblings) from the first step on
+    key: tuple[Any, ...]
+    goal: bool = False
+    drawn: int = 0
+    children: set[tuple[int, ...]] = field(default_factory=set)
+
+    def __lt__(self, other: _Node) -> bool:
+        return self.key < other.key
+
+
+@technique("astar", paper="arXiv:2505.13672", promise=Promise.APPROXIMATE, needs_reward=True)
+@dataclass(frozen=True)
+class AStar(StepSearch):
+    """Continue the partial solution whose process reward has deteriorated least; stop at the first goal.
+
+    Every goal is offered with its reward as soon as it is generated, so a run that is cut off answers with the best
+    of them, or with the partial solution of least f if there is none. If the frontier runs empty, the expanded
+    nodes are sampled again, best first.
+
+    Attributes:
+        width: continuations sampled per expansion (one at temperature 0, where all are the same).
+        parallel: expansions in flight at the same time.
+        cost: of a step: the reward's deterioration, as derived above, or "none", which makes f = h: greedy
+            best-first search.
+        tie_break: order among nodes of equal f: "path" as above; "deepest" first, then by reward; by "reward",
+            then deepest. With all but "path", and with cost="none", the result of a parallel search depends on
+            the order in which expansions complete.
+        max_expansions: the search ends after so many.
+    """
+
+    width: int = 4
+    parallel: int = 2
+    cost: Cost = "deterioration"
+    tie_break: TieBreak = "path"
+    max_expansions: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "width", "parallel", "max_expansions")
+        for name, choices in (("cost", get_args(Cost)), ("tie_break", get_args(TieBreak))):
+            if getattr(self, name) not in choices:
+                raise InvalidInput(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+
+    async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
+        frontier = [_Node(prompt, depth=0, h=0.0, f=0.0, path=(), key=())]
+        expanded: list[_Node] = []
+        in_flight: dict[asyncio.Task[list[_Node]], _Node] = {}
+        started = 0
+        try:
+            while True:
+                while frontier and not frontier[0].goal and len(in_flight) < self.parallel:
+                    if started == self.max_expansions:
+                        break
+                    node = heapq.heappop(frontier)
+                    in_flight[asyncio.ensure_future(self._expand(node, run))] = node
+                    expanded.append(node)
+                    started += 1
+                if frontier and frontier[0].goal:
+                    behind = {task for task, node in in_flight.items() if frontier[0] < node}
+                    in_flight = {task: node for task, node in in_flight.items() if task not in behind}
+                    await cancel(behind)
+                    if not in_flight:
+                        return frontier[0].branch
+                if not in_flight:
+                    if frontier or started == self.max_expansions or self.temperature == 0:
+                        return run.best
+                    # Every path has ended without an answer: more children, first of the nodes with fewest.
+                    frontier.append(min(expanded, key=lambda node: (node.drawn, node.key)))
+                    expanded.remove(frontier[0])
+                    continue
+                done, _ = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    for child in task.result():
+                        heapq.heappush(frontier, child)
+                    del in_flight[task]
+        except BudgetExhausted:
+            await asyncio.wait(in_flight)  # what the other expansions have drawn may still be judged
+            raise
+        finally:
+            await cancel(in_flight)
+            partial = [node for node in (*frontier, *in_flight.values()) if node.depth]
+            if run.best is None and partial:
+                run.propose(min(partial, key=lambda node: (node.f, -node.depth, node.path)).branch)
+
+    async def _expand(self, node: _Node, run: Run) -> list[_Node]:
+        """The new distinct children of a node, judged."""
+        run.expanded(node.branch, node.f - node.h, node.h, node.f)
+        first, width = node.drawn, self.width if self.temperature > 0 else 1
+        node.drawn += width
+        children = []
+        for index, branch in enumerate(
+            await self.draw_steps(Branches([node.branch] * width), run, first=first), start=first
+        ):
+            whole = run.is_solution(branch)
+            if branch.appended in node.children:
+                run.pruned(branch, "a sibling took the same step")
+            elif whole and not answered(branch, run):
+                run.propose(branch)
+                run.pruned(branch, "it ended without an answer")
+            elif not whole and node.depth + 1 == self.max_steps:
+                run.pruned(branch, f"it is unfinished after {self.max_steps} steps")
+            else:
+                children.append((index, branch, whole))
+            node.children.add(branch.appended)
+        scores = await judge([branch for _, branch, _ in children], run)
+        require_probabilities(scores, self.info.name)
+        return [
+            self._child(node, branch, 1 - score, index, whole)
+            for (index, branch, whole), score in zip(children, scores, strict=True)
+        ]
+
+    def _child(self, node: _Node, branch: Branch, h: float, index: int, goal: bool) -> _Node:
+        depth, path = node.depth + 1, (*node.path, (h, index))
+        f = h if self.cost == "none" else node.f + max(0.0, h - node.h)
+        tie: dict[TieBreak, tuple[Any, ...]] = {
+            "path": path,
+            "deepest": (-depth, h, path),
+            "reward": (h, -depth, path),
+        }
+        return _Node(branch, depth, h, f, path, (f, *tie[self.tie_break]), goal)

@@ -1,0 +1,310 @@
+"""A language small enough to enumerate, a backend that speaks it, and rewards for it. No engine, no checkpoint.
+
+A text is ``prompt?lines``: up to three lines of one or two letters, then the end of the text. Every
+distribution is a pure function of the tokens so far, so the law of any algorithm can be computed exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from bough.core import Backend, Branch, Capability, Draw, InvalidInput, OnToken, Run, SampleSpec, Sampling
+from bough.core.noise import gumbel
+
+EOS, NEWLINE, QUESTION = 0, 1, 2
+SYMBOLS = ("", "\n", "?", "a", "b", "c", "+", "-")
+LETTERS = (3, 4, 5)
+
+
+class ToyTokenizer:
+    """One token per character; the end of the text is the only special one."""
+
+    vocab_size = len(SYMBOLS)
+    bos_id = None
+    eos_ids = frozenset((EOS,))
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]:
+        return [SYMBOLS.index(character) for character in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(SYMBOLS[token] for token in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        return SYMBOLS[token].encode()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        return [token for message in messages for token in self.encode(message["content"])]
+
+
+@lru_cache(maxsize=100_000)
+def toy_model(tokens: tuple[int, ...], seed: int = 0, lines: int = 3, letters: int = 2) -> np.ndarray:
+    """Next-token probabilities ``[V]``, random but fixed by (seed, tokens); -inf never occurs after a '?'."""
+    after = tokens[len(tokens) - tokens[::-1].index(QUESTION) :] if QUESTION in tokens else tokens
+    done, line = after.count(NEWLINE), len(after) - 1 - max((i for i, t in enumerate(after) if t == 1), default=-1)
+    allowed = []
+    if line == 0:
+        allowed += LETTERS if done < lines else ()
+        allowed += (EOS,) if done else ()
+    else:
+        allowed += LETTERS if line < letters else ()
+        allowed += (NEWLINE,)
+    digest = hashlib.blake2b(repr((seed, tokens)).encode(), digest_size=8).digest()
+    weights = np.random.default_rng(int.from_bytes(digest, "little")).gamma(1.0, size=len(SYMBOLS))
+    probabilities = np.zeros(len(SYMBOLS))
+    probabilities[allowed] = weights[allowed] + 0.05
+    return probabilities / probabilities.sum()
+
+
+def noise_model(tokens: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Next-token probabilities ``[V]`` with no grammar at all: what a random reward model says."""
+    digest = hashlib.blake2b(repr((seed, tokens)).encode(), digest_size=8).digest()
+    weights = np.random.default_rng(int.from_bytes(digest, "little")).gamma(1.0, size=len(SYMBOLS)) + 1e-3
+    return weights / weights.sum()
+
+
+@dataclass
+class _Drawing:
+    draw: Draw
+    spec: SampleSpec
+    future: asyncio.Future[Branch]
+    on_token: OnToken | None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    sample_logprobs: list[float] = field(default_factory=list)
+
+
+class ToyBackend(Backend):
+    """Executes branches of an enumerable model, one token of each active draw per pass.
+
+    Args:
+        model: next-token probabilities of a tuple of tokens.
+        slots: at most so many draws advance in one pass; the others wait.
+        shuffle: seed of the order in which waiting draws are served: another seed, another order of arrival.
+    """
+
+    name = "toy"
+    capabilities = frozenset(Capability)
+    vocab_size = len(SYMBOLS)
+
+    def __init__(
+        self,
+        model: Callable[[tuple[int, ...]], np.ndarray] = toy_model,
+        *,
+        context: int = 64,
+        slots: int = 1_000,
+        shuffle: int | None = None,
+    ) -> None:
+        self.tokenizer = ToyTokenizer()
+        self.context = context
+        self.model = model
+        self.slots = slots
+        self.used: set[Capability] = set()
+        self.passes = 0
+        self._order = None if shuffle is None else random.Random(shuffle)
+        self._active: list[_Drawing] = []
+        self._driver: asyncio.Task[None] | None = None
+
+    # Verbs -------------------------------------------------------------------------------------------------
+
+    def submit_sample(
+        self, draws: Sequence[Draw], spec: SampleSpec, on_token: OnToken | None = None
+    ) -> list[asyncio.Future[Branch]]:
+        self.used.add(Capability.SAMPLE)
+        loop = asyncio.get_running_loop()
+        new = [_Drawing(draw, spec, loop.create_future(), on_token) for draw in draws]
+        self._active += new
+        if self._driver is None or self._driver.done() or self._driver.get_loop() is not loop:
+            self._driver = loop.create_task(self._drive())
+        return [drawing.future for drawing in new]
+
+    def submit_score(
+        self, branch: Branch, continuations: Sequence[Sequence[int]]
+    ) -> asyncio.Future[list[np.ndarray]]:
+        self.used.add(Capability.SCORE)
+        scores = []
+        for continuation in continuations:
+            tokens, logprobs = branch.tokens, []
+            for token in continuation:
+                logprobs.append(_log(self.model(tuple(tokens)))[token])
+                tokens.append(token)
+            scores.append(np.array(logprobs, np.float32))
+        return self._later(branch.run, scores)
+
+    def submit_next_token(self, branches: Sequence[Branch]) -> asyncio.Future[np.ndarray]:
+        self.used.add(Capability.NEXT_TOKEN)
+        rows = [_log(self.model(tuple(branch.tokens))) for branch in branches]
+        for run in {branch.run for branch in branches if branch.run is not None}:
+            run.ledger.computed_tokens += sum(branch.length for branch in branches if branch.run is run)
+        return self._later(None, np.array(rows, np.float32))
+
+    def submit_logits(self, branch: Branch) -> asyncio.Future[np.ndarray]:
+        self.used.add(Capability.LOGITS)
+        tokens = tuple(branch.tokens)
+        rows = [_log(self.model(tokens[: end + 1])) for end in range(len(tokens))]
+        return self._later(branch.run, np.array(rows, np.float32))
+
+    def _later(self, run: Run | None, value: Any) -> asyncio.Future[Any]:
+        if run is not None:
+            run.ledger.passes += 1
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        # A cancelled future must not be set.
+        loop.call_soon(lambda: None if future.done() else future.set_result(value))
+        return future
+
+    # The passes --------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held for a draw that is neither delivered nor cancelled."""
+        return all(drawing.future.done() for drawing in self._active)
+
+    async def _drive(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self._active = [drawing for drawing in self._active if not drawing.future.done()]
+            if not self._active:
+                return
+            self._pass()
+
+    def _pass(self) -> None:
+        waiting = list(self._active)
+        if self._order is not None:
+            self._order.shuffle(waiting)
+        served: list[_Drawing] = []
+        charged: dict[int, Run] = {}
+        for drawing in waiting:
+            run = drawing.draw.parent.run
+            if run is not None and (
+                (id(run) not in charged and run.ledger.generation_stopped_by()) or run.ledger.tokens_left <= 0
+            ):
+                self._deliver(drawing, "budget")
+            elif len(served) < self.slots:
+                served.append(drawing)
+                if run is not None:
+                    run.ledger.passes += id(run) not in charged
+                    run.ledger.tokens += 1
+                    charged[id(run)] = run
+        self.passes += bool(served)
+        if not served:
+            return
+        positions = [drawing.draw.parent.length + len(drawing.tokens) for drawing in served]
+        noise = gumbel([drawing.draw.key for drawing in served], positions, self.vocab_size).numpy()
+        for drawing, position, row in zip(served, positions, noise, strict=True):
+            probabilities = self.model((*drawing.draw.parent.tokens, *drawing.tokens))
+            proposal = transformed(probabilities, drawing.spec.sampling)
+            token = int(np.argmax(_log(proposal) + (row if drawing.spec.sampling.temperature else 0)))
+            drawing.tokens.append(token)
+            drawing.logprobs.append(float(np.log(probabilities[token])))
+            drawing.sample_logprobs.append(float(np.log(proposal[token])))
+            finish = self._finish(drawing, token, position)
+            if drawing.on_token is not None:
+                drawing.on_token(token, drawing.logprobs[-1], drawing.sample_logprobs[-1], finish)
+            if finish is not None:
+                self._deliver(drawing, finish)
+
+    def _finish(self, drawing: _Drawing, token: int, position: int) -> Any:
+        stop, text = drawing.spec.stop, self.decode(drawing.tokens)
+        if token == EOS and stop.eos:
+            return "eos"
+        if (
+            token in stop.tokens
+            or any(string in text for string in stop.strings)
+            or any(pattern.search(text) for pattern in stop.patterns)
+            or (stop.when is not None and stop.when(text))
+        ):
+            return "stop"
+        if position + 1 >= self.context:
+            return "context"
+        return "length" if len(drawing.tokens) == drawing.spec.max_tokens else None
+
+    def _deliver(self, drawing: _Drawing, finish: Any) -> None:
+        branch = Branch(
+            self,
+            drawing.draw.parent,
+            drawing.tokens,
+            drawing.draw.key,
+            logprobs=np.array(drawing.logprobs, np.float32),
+            sample_logprobs=np.array(drawing.sample_logprobs, np.float32),
+            finish=finish,
+        )
+        if not drawing.future.done():
+            drawing.future.set_result(branch)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(probabilities)
+
+
+def transformed(probabilities: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The distribution that is sampled from; only temperature and top-p are known here."""
+    if sampling.top_k or sampling.min_p or sampling.repetition_penalty != 1 or sampling.logit_bias:
+        raise InvalidInput(f"the toy backend knows temperature and top-p only, not {sampling}")
+    if sampling.temperature == 0:
+        return np.eye(len(probabilities))[int(np.argmax(probabilities))]
+    tempered = probabilities ** (1 / sampling.temperature)
+    tempered /= tempered.sum()
+    order = np.argsort(-tempered, kind="stable")
+    outside = np.cumsum(tempered[order]) - tempered[order] >= sampling.top_p
+    tempered[order[outside]] = 0
+    return tempered / tempered.sum()
+
+
+# Enumeration -----------------------------------------------------------------------------------------------
+
+
+def steps(
+    model: Callable[[tuple[int, ...]], np.ndarray], tokens: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Every continuation by one step (up to a newline or the end of the text), with its probability."""
+    for token in np.flatnonzero(probabilities := model(tokens)):
+        longer = (*tokens, int(token))
+        if token in (NEWLINE, EOS):
+            yield longer, probabilities[token]
+        else:
+            for whole, rest in steps(model, longer):
+                yield whole, probabilities[token] * rest
+
+
+def solutions(
+    model: Callable[[tuple[int, ...]], np.ndarray], tokens: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Every whole solution, with its probability."""
+    for longer, probability in steps(model, tokens):
+        if longer[-1] == EOS:
+            yield longer, probability
+        else:
+            for whole, rest in solutions(model, longer):
+                yield whole, probability * rest
+
+
+# Rewards ---------------------------------------------------------------------------------------------------
+
+
+def judged(tokens: Sequence[int], seed: int = 0) -> float:
+    """A score in (0, 1), random but fixed by (seed, tokens)."""
+    digest = hashlib.blake2b(repr((seed, tuple(tokens))).encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") + 0.5) / 2**64
+
+
+@dataclass
+class ToyReward:
+    """Scores by a pure function of the tokens; asynchronous, and counts what it was asked."""
+
+    score: Callable[[Sequence[int]], float] = judged
+    name: str = "toy-reward"
+    calls: int = 0
+
+    async def __call__(self, branches: Sequence[Branch], run: Run) -> list[float]:
+        self.calls += len(branches)
+        await asyncio.sleep(0)
+        return [self.score(branch.tokens) for branch in branches]
