@@ -12,9 +12,7 @@ import torch
 
 # First calls compile and warm caches, so wall-clock deadlines would only measure the machine.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
-hypothesis.settings.register_profile(
-    "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
-)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 torch.set_num_threads(min(torch.get_num_threads(), 2))

@@ -149,7 +149,8 @@ def in_browser(page: str, folder: Path) -> str:
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1280,800", "--virtual-time-budget=2000", "--dump-dom", file.as_uri(),
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1280,800", "--virtual-time-budget=2000",
+        "--dump-dom", file.as_uri(),
     ]  # fmt: skip
     done = subprocess.run([browser, *flags], capture_output=True, timeout=150, text=True)
     assert done.returncode == 0, done.stderr
