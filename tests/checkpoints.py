@@ -188,10 +188,12 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(folder: Path, kind: str, **settings: Any) -> None:
-    """Write a small tokenizer to ``folder``: ``kind`` is ``"bytes"`` (as GPT-2) or ``"pieces"`` (as Llama 2).
+    """Write a small tokenizer to ``folder``.
 
-    ``settings`` go to tokenizer_config.json. It has the special tokens ``<s>`` and ``</s>`` and the added,
-    not special, token ``<think>``.
+    ``kind``: ``"bytes"`` (byte-level, as GPT-2 and most models), ``"prepend"`` or ``"metaspace"``
+    (sentencepiece pieces with byte fallback; a space before every stretch of text as in Llama 2, or before
+    the first). ``settings`` go to tokenizer_config.json. All have the special tokens ``<s>`` and ``</s>`` and
+    the added, not special, token ``<think>``.
     """
     corpus = ["the sum of 23 and 48 is 71\n", "over the hills and far away\n"] * 20
     if kind == "bytes":
@@ -202,20 +204,20 @@ def make_tokenizer(folder: Path, kind: str, **settings: Any) -> None:
         tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
     else:
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-        )
+        if kind == "prepend":
+            steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+            tokenizer.normalizer = normalizers.Sequence(steps)
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        spaces = decoders.Replace("\u2581", " ")
         tokenizer.decoder = decoders.Sequence(
-            [
-                decoders.Replace("\u2581", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 0),
-            ]
+            [spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
-        bytes_first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-        trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=bytes_first)
-        tokenizer.train_from_iterator(corpus, trainer)
+        first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=330, special_tokens=first))
+        # The trainer makes special tokens of the byte tokens; in a sentencepiece vocabulary they are not.
+        tokenizer = Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "added_tokens": []}))
+        tokenizer.add_special_tokens(["<unk>"])
     tokenizer.add_special_tokens(["<s>", "</s>"])
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     folder.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,10 @@ def load_decoder(
         decoder = Decoder(config)
     files = _open(folder)
     stored = _check(tensor_views(decoder), files, config, folder)
-    decoder.to(dtype or stored).to_empty(device=device)
+    if dtype is None and len(stored) > 1:
+        named = ", ".join(f"{name!r} is {kind}" for kind, name in stored.items())
+        raise CheckpointError(f"{folder} mixes types: {named}; say which to load with dtype=")
+    decoder.to(dtype or next(iter(stored))).to_empty(device=device)
     views = tensor_views(decoder)
     with torch.no_grad():
         for file, names in files.values():
@@ -169,8 +172,8 @@ def _missing(path: Path) -> str:
     return f"{path} is missing; download it again"
 
 
-def _check(views: Mapping[str, Tensor], files: Files, config: ModelConfig, folder: Path) -> torch.dtype:
-    """Compare names, shapes and types with what the decoder needs; returns the type they are stored in."""
+def _check(views: Mapping[str, Tensor], files: Files, config: ModelConfig, folder: Path) -> dict[torch.dtype, str]:
+    """Compare names, shapes and types with what the decoder needs; returns the types they have, with an example."""
     found: dict[str, Path] = {}
     dtypes: dict[torch.dtype, str] = {}
     for path, (file, names) in files.items():
@@ -194,10 +197,7 @@ def _check(views: Mapping[str, Tensor], files: Files, config: ModelConfig, folde
     for name in views:
         if name not in found:
             raise CheckpointError(f"{folder} lacks tensor {name!r} of shape {tuple(views[name].shape)}")
-    if len(dtypes) > 1:
-        named = ", ".join(f"{name!r} is {dtype}" for dtype, name in dtypes.items())
-        raise CheckpointError(f"{folder} mixes types: {named}; say which to load with dtype=")
-    return next(iter(dtypes))
+    return dtypes
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
