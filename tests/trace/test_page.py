@@ -216,6 +216,18 @@ def test_keys_move_fold_and_step_through_the_search(tmp_path: Path) -> None:
     assert seen["drawn"] == "1" and ">+11<" in document, "folding the prompt hides all below it"
 
 
+def test_the_slider_shows_the_search_as_it_was(tmp_path: Path) -> None:
+    # The first four events: the prompt, its expansion, the first child and its score.
+    back = """
+      const time = document.getElementById("time");
+      time.value = 4;
+      time.dispatchEvent(new Event("input"));
+    """
+    document = in_browser(and_then(bough.trace.html(astar_trace(12)), back), tmp_path)
+    assert marks(document)["drawn"] == "2"
+    assert "★" not in re.sub(r"<script.*?</script>", "", document, flags=re.DOTALL)
+
+
 def and_then(page: str, script: str) -> str:
     """The page with a script of the test's own after it, which the policy has to make room for."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
