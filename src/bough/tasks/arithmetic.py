@@ -1,10 +1,10 @@
 """Chains of + - * worked strictly left to right, as a pocket calculator does; one operation a line.
 
-    23+48-17*3
-    23+48=71
-    71-17=54
-    54*3=162
-    answer 162
+23+48-17*3
+23+48=71
+71-17=54
+54*3=162
+answer 162
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 
-from bough.tasks.base import DONE, Draw, Problem, Task, apply
+from .base import DONE, Draw, Problem, Task, apply
 
 _LIMIT = 999
 _OPERATIONS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 6: 8}

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bough.core.errors import InvalidInput
+
 SPLITS = ("train", "validation", "test")
 DONE: Any = "done"  # the state of a solution whose answer line has been accepted
 _HELD_OUT = {0: "validation", 1: "test"}  # of 16 hash classes, two are held out
@@ -66,15 +68,15 @@ class Task(ABC):
     def problem(self, split: str, index: int, level: int | None = None) -> Problem:
         """The problem with this index; the same arguments always give the same problem.
 
-        Raises ValueError for an unknown split or level, or a negative index.
+        Raises InvalidInput for an unknown split or level, or a negative index.
         """
         level = self.default_level if level is None else level
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+            raise InvalidInput(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
         if level not in self.levels:
-            raise ValueError(f"task {self.name!r} has no level {level!r}: choose from {list(self.levels)}")
+            raise InvalidInput(f"task {self.name!r} has no level {level!r}: choose from {list(self.levels)}")
         if index < 0:
-            raise ValueError(f"problem index {index} is negative: indices start at 0")
+            raise InvalidInput(f"problem index {index} is negative: indices start at 0")
         rng = random.Random(f"{self.name}/{level}/{split}/{index}")
         while True:
             draw = self.draw(rng, level)
@@ -99,7 +101,7 @@ class Task(ABC):
 
     def _states(self, problem: Problem, lines: list[str]) -> list[Any]:
         if problem.task != self.name:
-            raise ValueError(f"a problem of task {problem.task!r} was given to the judge of {self.name!r}")
+            raise InvalidInput(f"a problem of task {problem.task!r} was given to the judge of {self.name!r}")
         states, state = [], self.start(problem)
         for line in lines:
             state = None if state is None or state is DONE else self.advance(problem, state, line)

@@ -1,10 +1,10 @@
 """Reach a target with every number used exactly once; each line is an operation and what is left.
 
-    3 7 25 50 -> 78
-    25+50=75 left 3 7 75
-    75-7=68 left 3 68
-    ...
-    answer 78
+3 7 25 50 -> 78
+25+50=75 left 3 7 75
+75-7=68 left 3 68
+...
+answer 78
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from functools import lru_cache
 from itertools import combinations
 
-from bough.tasks.base import DONE, Draw, Problem, Task, apply, is_number
+from .base import DONE, Draw, Problem, Task, apply, is_number
 
 _LINE = re.compile(r"(\d+)([-+*])(\d+)=(\d+) left (\d+(?: \d+)*)", re.ASCII)
 _LEVELS = {1: (3, 9), 2: (3, 20), 3: (4, 9), 4: (4, 20), 5: (5, 9), 6: (5, 20)}  # how many, how large
@@ -37,7 +37,8 @@ class Countdown(Task):
     def draw(self, rng: random.Random, level: int) -> Draw:
         count, largest = _LEVELS[level]
         numbers = [rng.randint(2, largest) for _ in range(count)]
-        left, lines = list(numbers), []
+        left = list(numbers)
+        lines: list[str] = []
         while len(left) > 1:
             i, j = sorted(rng.sample(range(len(left)), 2))
             a, b = left[i], left[j]

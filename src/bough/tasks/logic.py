@@ -1,24 +1,65 @@
 """Deduction chains over if-then rules, with dead ends, and a true / false / unknown answer.
 
-    Mia is red. Tom is old. If red then tall. If tall then not kind. If old then kind. ... Is Mia kind?
-    red so tall
-    tall so not kind
-    answer false
+Mia is red. Tom is old. If red then tall. If tall then not kind. If old then kind. ... Is Mia kind?
+red so tall
+tall so not kind
+answer false
 """
 
 from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
-from bough.tasks.base import DONE, Draw, Problem, Task
+from bough.core.errors import InvalidInput
 
-NAMES = "Tom Mia Ben Zoe Max Eva Sam Lea Jim Amy".split()
-PROPERTIES = (
-    "red blue green tall small round kind rude brave calm cold warm quick slow rich poor young old loud quiet "
-    "wise shy proud clean happy sad fair sharp soft strong big thin dark light new hard deep wild neat odd"
-).split()
+from .base import DONE, Draw, Problem, Task
+
+NAMES = ["Tom", "Mia", "Ben", "Zoe", "Max", "Eva", "Sam", "Lea", "Jim", "Amy"]
+PROPERTIES = [
+    "red",
+    "blue",
+    "green",
+    "tall",
+    "small",
+    "round",
+    "kind",
+    "rude",
+    "brave",
+    "calm",
+    "cold",
+    "warm",
+    "quick",
+    "slow",
+    "rich",
+    "poor",
+    "young",
+    "old",
+    "loud",
+    "quiet",
+    "wise",
+    "shy",
+    "proud",
+    "clean",
+    "happy",
+    "sad",
+    "fair",
+    "sharp",
+    "soft",
+    "strong",
+    "big",
+    "thin",
+    "dark",
+    "light",
+    "new",
+    "hard",
+    "deep",
+    "wild",
+    "neat",
+    "odd",
+]
 
 
 class _Shape(NamedTuple):
@@ -62,7 +103,7 @@ class Logic(Task):
 
         path = [literal() for _ in range(shape.depth)]
         path.append(("not " if answer == "false" else "") + next(fresh))
-        rules = list(zip(path, path[1:]))
+        rules = list(pairwise(path))
         facts = [(names[0], path[0])]
         ends = {path[0]: path}
         for _ in range(shape.dead_ends):
@@ -70,12 +111,12 @@ class Logic(Task):
             # As long as the rest of the path, give or take one, so that length does not give it away.
             length = max(1, shape.depth - at + rng.randint(-1, 0))
             chain = [path[at], *(literal() for _ in range(length))]
-            rules += zip(chain, chain[1:])
+            rules += pairwise(chain)
             ends[chain[-1]] = path[:at] + chain
         stray_ends = []
         for index in range(shape.strays):
             chain = [literal() for _ in range(rng.randint(2, max(2, shape.depth)))]
-            rules += zip(chain, chain[1:])
+            rules += pairwise(chain)
             stray_ends.append(chain[-1])
             facts.append((names[1 + index], chain[0]))
         asked = path[-1]
@@ -88,7 +129,7 @@ class Logic(Task):
         rng.shuffle(rules)
         sentences = [f"{name} is {fact}." for name, fact in facts] + [f"If {a} then {b}." for a, b in rules]
         question = f"Is {names[0]} {asked.removeprefix('not ')}?"
-        lines = [f"{a} so {b}\n" for a, b in zip(path, path[1:])]
+        lines = [f"{a} so {b}\n" for a, b in pairwise(path)]
         prompt = " ".join([*sentences, question]) + "\n"
         return Draw(prompt, prompt, answer, "".join(lines) + f"answer {answer}\n")
 
@@ -96,7 +137,7 @@ class Logic(Task):
         """The literals that the next line may start from: at first the facts."""
         name = re.search(r"Is (\w+) \w+\?", problem.prompt)
         if name is None:
-            raise ValueError(f"no question in the prompt {problem.prompt!r}")
+            raise InvalidInput(f"no question in the prompt {problem.prompt!r}")
         return frozenset(re.findall(rf"\b{name[1]} is ((?:not )?\w+)\.", problem.prompt))
 
     def advance(self, problem: Problem, state: frozenset[str], line: str) -> frozenset[str] | None:

@@ -1,8 +1,8 @@
 """English word problems about who has how many of what, with worked steps.
 
-    Tom has 12 pears. Mia has 3 fewer pears than Tom. Tom finds 7 pears. How many pears does Tom have now?
-    Tom has 12+7=19 pears.
-    answer 19
+Tom has 12 pears. Mia has 3 fewer pears than Tom. Tom finds 7 pears. How many pears does Tom have now?
+Tom has 12+7=19 pears.
+answer 19
 """
 
 from __future__ import annotations
@@ -11,11 +11,47 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from bough.tasks.base import DONE, Draw, Problem, Task, apply
+from .base import DONE, Draw, Problem, Task, apply
 
-NAMES = "Tom Anna Ben Mia Sam Lucy Max Ella Leo Nora Jack Ruby Omar Zoe Ivan Lily".split()
-THINGS = "apples pears books coins cards eggs pens shells stamps stones balls cakes nuts beads keys toys".split()
-BOXES = "boxes bags packs jars".split()
+NAMES = tuple(
+    [
+        "Tom",
+        "Anna",
+        "Ben",
+        "Mia",
+        "Sam",
+        "Lucy",
+        "Max",
+        "Ella",
+        "Leo",
+        "Nora",
+        "Jack",
+        "Ruby",
+        "Omar",
+        "Zoe",
+        "Ivan",
+        "Lily",
+    ]
+)
+THINGS = [
+    "apples",
+    "pears",
+    "books",
+    "coins",
+    "cards",
+    "eggs",
+    "pens",
+    "shells",
+    "stamps",
+    "stones",
+    "balls",
+    "cakes",
+    "nuts",
+    "beads",
+    "keys",
+    "toys",
+]
+BOXES = ("boxes", "bags", "packs", "jars")
 ASIDES = (
     "It is a sunny day.",
     "The shop opens at {n}.",
@@ -68,7 +104,7 @@ class Stories(Task):
             question, asked = story.question()
             needed = _needed(asked)
             steps = [quantity.step for quantity in story.order if id(quantity) in needed]
-            if fewest <= len(steps) <= most and 0 < asked.value:
+            if fewest <= len(steps) <= most and asked.value > 0:
                 break
         for _ in range(asides):
             story.sentences.insert(rng.randint(0, len(story.sentences)), story.aside())

@@ -57,7 +57,9 @@ class CachedAttend:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.row = self.row[: len(rows)]
 
-    def prefill(self, attend: RectangleAttend, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+    def prefill(
+        self, attend: RectangleAttend, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
+    ) -> Tensor:
         """Attention over the rectangle of prompts, keeping its keys and values."""
         for cache, new in ((self.keys, k), (self.values, v)):
             cache[layer, :, :, : attend.length] = new.view(attend.rows, attend.length, *new.shape[1:]).transpose(1, 2)

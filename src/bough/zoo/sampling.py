@@ -88,7 +88,13 @@ def sample_problems(
 
 
 def accuracy(
-    decoder: Decoder, tokenizer: Tokenizer, split: str, count: int, temperature: float, levels: dict[str, int], seed: int
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    split: str,
+    count: int,
+    temperature: float,
+    levels: dict[str, int],
+    seed: int,
 ) -> dict[str, float]:
     """The share of each task's first `count` problems, at the given level, that one completion gets right."""
     problems = [TASKS[task].problem(split, i, level) for task, level in levels.items() for i in range(count)]

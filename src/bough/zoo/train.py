@@ -160,7 +160,10 @@ def train(name: str, build: Path, recipe: Recipe) -> tuple[Decoder, Tokenizer, l
         seconds += time.perf_counter() - began
         running += loss.item()
         if step % 20 == 0:
-            print(f"step {step} loss {running / since:.4f} tokens/s {seen / seconds:.0f} s {seconds:.0f}", flush=True)
+            print(
+                f"step {step} loss {running / since:.4f} tokens/s {seen / seconds:.0f} s {seconds:.0f}",
+                flush=True,
+            )
             running, since = 0.0, 0
         if step % MEASURE_EVERY == 0 or step == recipe.steps:
             model = copy.deepcopy(decoder).to(torch.bfloat16)
@@ -170,7 +173,13 @@ def train(name: str, build: Path, recipe: Recipe) -> tuple[Decoder, Tokenizer, l
             log.append(entry)
             print(json.dumps(entry), flush=True)
         if step % SAVE_EVERY == 0 or step == recipe.steps:
-            state = {"step": step, "seen": seen, "seconds": seconds, "log": log, "decoder": decoder.state_dict()}
+            state = {
+                "step": step,
+                "seen": seen,
+                "seconds": seconds,
+                "log": log,
+                "decoder": decoder.state_dict(),
+            }
             state["optimizers"] = [part.state_dict() for part in parts]
             torch.save(state, state_file.with_suffix(".new"))
             state_file.with_suffix(".new").replace(state_file)
