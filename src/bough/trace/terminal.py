@@ -104,7 +104,10 @@ def _most_telling(search: SearchTree, path: list[Node], lines: int) -> set[str]:
 def _shorten(node: Node, width: int) -> str:
     text = " ↵ ".join(line for line in (part.strip() for part in node.text.splitlines()) if line)
     if not text:
-        text = "(empty)" if node.recorded else "(text not recorded)"
+        if not node.recorded:
+            text = "(text not recorded)"
+        else:
+            text = "(end of text)" if node.finish == "eos" else "(empty)"
     if len(text) <= width:
         return text
     head = (width - 3) // 2

@@ -71,7 +71,7 @@
   /** One line of at most 36 characters: whole answers keep their beginning and their end. */
   function label(node) {
     const text = node.text.trim().replace(/\s*\n\s*/g, " ↵ ").replace(/\s+/g, " ");
-    if (!text) return node.unrecorded ? "(text not recorded)" : "(empty)";
+    if (!text) return node.unrecorded ? "(text not recorded)" : node.finish === "eos" ? "(end of text)" : "(empty)";
     const letters = Array.from(text);
     return letters.length <= 36 ? text : letters.slice(0, 17).join("") + " … " + letters.slice(-16).join("");
   }
@@ -534,6 +534,7 @@
     (node.tokens ?? []).forEach((token, i) => {
       const logprob = node.logprobs[i], piece = data.vocabulary[token];
       const span = make("span", { class: "tok" });
+      if (!piece) span.append(make("span", { class: "nl" }, i === node.tokens.length - 1 && node.finish === "eos" ? "⟨end⟩" : "⟨⟩"));
       for (const part of piece.split(/(\n)/)) {
         if (part === "\n") span.append(make("span", { class: "nl" }, "↵"), "\n");
         else if (part) span.append(part);
@@ -608,7 +609,7 @@
     const { name, ...parameters } = strategy;
     $("strategy").textContent = name ?? "Search";
     const known = new Set(["type", "version", "strategy", "prompt", "budget", "capabilities"]);
-    const settings = [...Object.entries(parameters), ...Object.entries(header).filter(([key]) => !known.has(key))];
+    const settings = [...Object.entries(header).filter(([key]) => !known.has(key)), ...Object.entries(parameters)];
     for (const [key, value] of settings) {
       if (value == null) continue;
       const text = typeof value === "object" ? JSON.stringify(value) : typeof value === "number" ? `${+value.toPrecision(6)}` : `${value}`;
