@@ -184,6 +184,7 @@ class TreeAttention:
         rows = np.zeros((len(members), queries), np.int64)
         for row, (i, spans) in enumerate(zip(members, own, strict=True)):
             run, filled = runs[i], 0
+            keys[row] = run.slots[spans[0][0]]  # padding is masked; were it not finite, it would still spoil the sum
             for a, b in spans:
                 keys[row, filled : filled + b - a] = run.slots[a:b]
                 key_at[row, filled : filled + b - a] = np.arange(a, b)

@@ -247,6 +247,11 @@ class _Pass:
     ledgers: dict[int, Ledger] = field(default_factory=dict)
     after: list[Callable[[], object]] = field(default_factory=list)
 
+    @property
+    def done(self) -> list[Stem]:
+        """Stems that this pass completes; they wait no more."""
+        return [stem for stem, _ in self.stems] + [stem for stem, _, _ in self.wholes]
+
     def add(self, run: QueryRun, tokens: np.ndarray, ledger: Ledger | None) -> int:
         """Add a query run; returns the flat position of its first token."""
         first = self.size
@@ -286,6 +291,8 @@ class Engine:
         self._waiting: deque[Stem] = deque()
         self._stems: dict[bytes, Stem] = {}
         self._running: list[Row] = []
+        self._work = _Pass()
+        self._spoiled = False
         self._released: deque[Node] = deque()
         self._inbox: queue.SimpleQueue[Stem | Consumer | threading.Event | None] = queue.SimpleQueue()
         self._outbox: dict[
@@ -377,10 +384,10 @@ class Engine:
     def _step(self) -> None:
         self._drop_cancelled()
         self._enforce_budgets()
-        work = self._schedule()
-        if not work.runs:
-            return
-        self._run(work)
+        self._work = self._schedule()
+        if self._work.runs:
+            self._run(self._work)
+        self._work = _Pass()
 
     # Schedule ----------------------------------------------------------------------------------------------
 
@@ -541,6 +548,10 @@ class Engine:
             action()
         if logits is not None:
             self._sample(work, logits.float())
+        if self._spoiled:
+            # A number that is not finite spreads to every key of its pass, masked or not: cache none of them.
+            self.tree.evict(self.pool.total)
+            self._spoiled = False
 
     def _sample(self, work: _Pass, logits: Tensor) -> None:
         """Draw a token for every running row, and the first one of the rows whose stems are done."""
@@ -670,7 +681,7 @@ class Engine:
     def _fail_all(self, error: BaseException) -> None:
         for row in self._running:
             self._resolve(row, error=error)
-        for stem in self._waiting:
+        for stem in [*self._waiting, *self._work.done]:
             for consumer in stem.consumers():
                 self._resolve(consumer, error=error)
         self._flush()
@@ -680,6 +691,7 @@ class Engine:
         self._running.clear()
         self._waiting.clear()
         self._stems.clear()
+        self._work = _Pass()
         self.pool.reset()
         self.tree.clear()
 
@@ -696,6 +708,7 @@ class Engine:
     # Delivery ----------------------------------------------------------------------------------------------
 
     def _resolve(self, consumer: Consumer, result: Any = None, error: BaseException | None = None) -> None:
+        self._spoiled |= isinstance(error, NumericalError)
         self._outbox.setdefault(consumer.loop, []).append((consumer.future, result, error))
 
     def _flush(self) -> None:
