@@ -37,6 +37,7 @@ zoo: .venv/.installed-test
 .venv/.installed-run: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"bough needs Python 3.10 or later; {sys.executable} is {v.major}.{v.minor}. Use: make PYTHON=/path/to/python3.12 ...")'
 	@test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
+	@echo "Installing into .venv; the first time takes a few minutes."
 	$(PIP_INSTALL) -e .
 	@touch $@
 
