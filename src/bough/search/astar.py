@@ -14,8 +14,18 @@ The cost. Let c(s, s') = max(0, h(s) - h(s')) be the cost of a step and g its su
     f(s') = g(s') + h(s') = g(s) + max(h(s), h(s')) = f(s) + max(0, h(s') - h(s)) >= f(s),
 
 so f never falls along a path, and with h(prompt) = 0 it is the sum of all rises of h: f(s) adds up how much the
-path has deteriorated, forgives nothing, and is at least 1 - min r, the path's worst moment. Ordering by f thus
-prefers a path that was trusted all along to one that was doubted and then trusted again.
+path has deteriorated, forgives nothing, and is at least the largest h on the path. Ordering by f prefers a path
+that was trusted all along to one that was doubted and then trusted again.
+
+Its weakness is noise. A reward that wavers about a right path makes f grow with the path's length, without bound,
+while a path that went wrong at once and for good stays at f = 1. ``cost="worst"`` takes the largest h on the path
+instead of the sum of its rises, f(s') = max(f(s), h(s')) (pathmax, Mero 1984): consistent too, and bounded. With
+``cost="none"``, f = h: greedy best-first search, which forgives everything and is not consistent.
+
+Drawing again. A node has not only the children that were drawn but all that could be. After an expansion it goes
+back to the frontier with ``revisit_cost`` added to its f: when everything else looks worse by more than that, the
+node is sampled again, for another ``width`` continuations. Small costs spend tokens where the search is in doubt
+and so allow a small width; a large one leaves it to a frontier that has nothing else.
 
 Ties are common: while the reward only rises, f stays the same. ``tie_break="path"`` orders nodes of equal f like
 a depth-first walk that visits siblings in order of reward: first the whole subtree of the better one. A node comes
@@ -43,7 +53,7 @@ from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, Promise,
 
 from .steps import StepSearch, answered, cancel, judge, require_positive, require_probabilities
 
-Cost = Literal["deterioration", "none"]
+Cost = Literal["deterioration", "worst", "none"]
 TieBreak = Literal["path", "deepest", "reward"]
 
 
@@ -71,14 +81,13 @@ class AStar(StepSearch):
     """Continue the partial solution whose process reward has deteriorated least; stop at the first goal.
 
     Every goal is offered with its reward as soon as it is generated, so a run that is cut off answers with the best
-    of them, or with the partial solution of least f if there is none. If the frontier runs empty, the expanded
-    nodes are sampled again, best first.
+    of them, or with the partial solution of least f if there is none.
 
     Attributes:
         width: continuations sampled per expansion (one at temperature 0, where all are the same).
         parallel: expansions in flight at the same time.
-        cost: of a step: the reward's deterioration, as derived above, or "none", which makes f = h: greedy
-            best-first search.
+        cost: how f follows from h: its "deterioration" along the path, the "worst" on it, or "none" of the past.
+        revisit_cost: what is added to a node's f by each expansion, after which it waits to be sampled again.
         tie_break: order among nodes of equal f: "path" as above; "deepest" first, then by reward; by "reward",
             then deepest. With all but "path", and with cost="none", the result of a parallel search depends on
             the order in which expansions complete.
@@ -88,6 +97,7 @@ class AStar(StepSearch):
     width: int = 4
     parallel: int = 2
     cost: Cost = "deterioration"
+    revisit_cost: float = 1.0
     tie_break: TieBreak = "path"
     max_expansions: int = 256
 
@@ -97,10 +107,11 @@ class AStar(StepSearch):
         for name, choices in (("cost", get_args(Cost)), ("tie_break", get_args(TieBreak))):
             if getattr(self, name) not in choices:
                 raise InvalidInput(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        if not 0 < self.revisit_cost < float("inf"):
+            raise InvalidInput(f"revisit_cost={self.revisit_cost} must be a positive number; 9 is practically never")
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
-        frontier = [_Node(prompt, depth=0, h=0.0, f=0.0, path=(), key=())]
-        expanded: list[_Node] = []
+        frontier = [_Node(prompt, depth=0, h=0.0, f=0.0, path=(), key=(0.0,))]
         in_flight: dict[asyncio.Task[list[_Node]], _Node] = {}
         started = 0
         try:
@@ -110,26 +121,25 @@ class AStar(StepSearch):
                         break
                     node = heapq.heappop(frontier)
                     in_flight[asyncio.ensure_future(self._expand(node, run))] = node
-                    expanded.append(node)
                     started += 1
                 if frontier and frontier[0].goal:
                     behind = {task for task, node in in_flight.items() if frontier[0] < node}
                     in_flight = {task: node for task, node in in_flight.items() if task not in behind}
                     await cancel(behind)
                     if not in_flight:
+                        run.selected(frontier[0].branch)
                         return frontier[0].branch
                 if not in_flight:
-                    if frontier or started == self.max_expansions or self.temperature == 0:
-                        return run.best
-                    # Every path has ended without an answer: more children, first of the nodes with fewest.
-                    frontier.append(min(expanded, key=lambda node: (node.drawn, node.key)))
-                    expanded.remove(frontier[0])
-                    continue
+                    return run.best
                 done, _ = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     for child in task.result():
                         heapq.heappush(frontier, child)
-                    del in_flight[task]
+                    node = in_flight.pop(task)
+                    if self.temperature > 0:
+                        node.f += self.revisit_cost
+                        node.key = (node.f, *node.key[1:])
+                        heapq.heappush(frontier, node)
         except BudgetExhausted:
             await asyncio.wait(in_flight)  # what the other expansions have drawn may still be judged
             raise
@@ -152,9 +162,10 @@ class AStar(StepSearch):
             if branch.appended in node.children:
                 run.pruned(branch, "a sibling took the same step")
             elif whole and not answered(branch, run):
-                run.propose(branch)
+                run.propose(branch)  # unscored: better than nothing
                 run.pruned(branch, "it ended without an answer")
             elif not whole and node.depth + 1 == self.max_steps:
+                run.propose(branch)
                 run.pruned(branch, f"it is unfinished after {self.max_steps} steps")
             else:
                 children.append((index, branch, whole))
@@ -168,7 +179,7 @@ class AStar(StepSearch):
 
     def _child(self, node: _Node, branch: Branch, h: float, index: int, goal: bool) -> _Node:
         depth, path = node.depth + 1, (*node.path, (h, index))
-        f = h if self.cost == "none" else node.f + max(0.0, h - node.h)
+        f = {"deterioration": node.f + max(0.0, h - node.h), "worst": max(node.f, h), "none": h}[self.cost]
         tie: dict[TieBreak, tuple[Any, ...]] = {
             "path": path,
             "deepest": (-depth, h, path),
