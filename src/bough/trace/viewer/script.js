@@ -673,17 +673,21 @@
     tip.style.top = `${py + 20 + tip.offsetHeight > size.height ? Math.max(8, py - tip.offsetHeight - 14) : py + 20}px`;
   }
 
+  /** Where on the stage a pointer event is. */
+  function place(event) {
+    const box = svg.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  }
   const pointers = new Map();
   let moved = 0;
   svg.addEventListener("pointerdown", event => {
     svg.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, [event.offsetX, event.offsetY]);
+    pointers.set(event.pointerId, place(event));
     if (pointers.size === 1) moved = 0;
     svg.focus({ preventScroll: true });
   });
   svg.addEventListener("pointermove", event => {
-    const box = svg.getBoundingClientRect();
-    const px = event.clientX - box.left, py = event.clientY - box.top;
+    const [px, py] = place(event);
     const from = pointers.get(event.pointerId);
     if (!from) return hover(nodeAt(px, py), px, py);
     const others = [...pointers].filter(([id]) => id !== event.pointerId).map(([, at]) => at);
@@ -707,8 +711,7 @@
     const was = pointers.delete(event.pointerId);
     svg.classList.remove("dragging");
     if (!was || moved > 4 || pointers.size || event.type === "pointercancel") return;
-    const box = svg.getBoundingClientRect();
-    const px = event.clientX - box.left, node = nodeAt(px, event.clientY - box.top);
+    const [px, py] = place(event), node = nodeAt(px, py);
     if (!node) return;
     if (onKnob(node, px)) fold(node);
     else select(node, false);
@@ -717,15 +720,14 @@
   svg.addEventListener("pointercancel", lift);
   svg.addEventListener("pointerleave", () => hover(null));
   svg.addEventListener("dblclick", event => {
-    const node = nodeAt(event.offsetX, event.offsetY);
-    if (node && !onKnob(node, event.offsetX)) fold(node);
+    const [px, py] = place(event), node = nodeAt(px, py);
+    if (node && !onKnob(node, px)) fold(node);
   });
   svg.addEventListener("wheel", event => {
     event.preventDefault();
     const unit = event.deltaMode ? 20 : 1;
     if (event.ctrlKey || event.metaKey) {
-      const box = svg.getBoundingClientRect();
-      zoomBy(Math.exp(-event.deltaY * unit * .004), event.clientX - box.left, event.clientY - box.top);
+      zoomBy(Math.exp(-event.deltaY * unit * .004), ...place(event));
     } else {
       view.x += (event.shiftKey ? event.deltaY : event.deltaX) * unit / scaleX();
       view.y += (event.shiftKey ? 0 : event.deltaY) * unit / view.k;
