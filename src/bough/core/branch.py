@@ -151,7 +151,8 @@ class Branch:
     @property
     def finished(self) -> bool:
         """Whether the text has ended: an end-of-text token was drawn, or the context is full."""
-        return self.finish in ("eos", "context")
+        # A stop condition may end a generation with the context's very last token.
+        return self.finish in ("eos", "context") or self.length >= self.backend.context
 
     # Making branches ---------------------------------------------------------------------------------------
 
