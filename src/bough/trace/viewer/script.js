@@ -560,7 +560,7 @@
     return [
       ["Score", score && `${fixed(score[1], 3)}${score[2] ? ` · ${score[2]}` : ""}`],
       ["Expanded", expansion && `#${expansion[1]} at ${fixed(times[expansion[0]], 3)} s`],
-      ["Costs g + h = f", expansion && expansion[4] != null ? [2, 3, 4].map(i => fixed(expansion[i], 3)).join("   ") : null],
+      ["Costs g · h · f", expansion && expansion.slice(2).some(cost => cost != null) ? expansion.slice(2).map(cost => fixed(cost, 3)).join(" · ") : null],
       ["Log-probability", node.logprob == null ? null : `${fixed(node.logprob)} (${fixed(node.logprob / node.logprobs.length)} per token)`],
       ["Under the proposal", drawn == null ? null : fixed(drawn)],
     ];
