@@ -16,10 +16,10 @@ from bough.core import (
     Backend,
     Branch,
     Budget,
+    CheckpointError,
     Event,
     InvalidInput,
     Reward,
-    RewardError,
     Run,
     Strategy,
     TaskLike,
@@ -74,7 +74,10 @@ def resolve(source: Source) -> Path:
     if name.startswith("bough/"):
         from bough import zoo
 
-        return Path(zoo.path(name))
+        folder = zoo.path(name)
+        if not folder.is_dir():
+            raise CheckpointError(f"{name} is not in this installation: there is no {folder}; install bough again")
+        return folder
     from bough.models.hub import resolve as local_or_hub
 
     return local_or_hub(source)
@@ -138,9 +141,10 @@ def load_reward(source: Source | Reward | Callable[[str], float], **overrides: A
         UnsupportedError: the checkpoint is not a reward model in a known format.
         CheckpointError, ConfigError: as `load`.
     """
+    from bough.rewards import Verifier, from_backend
+
     if isinstance(source, (str, os.PathLike)):
         from bough.models.weights import read_json
-        from bough.rewards import from_backend
 
         folder = resolve(source)
         backend = load(source)
@@ -155,7 +159,7 @@ def load_reward(source: Source | Reward | Callable[[str], float], **overrides: A
     if _is_reward(source):
         return cast(Reward, source)
     if callable(source) and not isinstance(source, type):
-        return FunctionReward(cast("Callable[[str], float]", source))
+        return Verifier(cast("Callable[[str], float]", source))
     raise InvalidInput(
         f"reward={source!r} is neither a model's name, a function of the text, nor a Reward (an object with "
         "a name and an async __call__(branches, run))"
@@ -166,21 +170,6 @@ def _is_reward(source: object) -> bool:
     return isinstance(getattr(source, "name", None), str) and inspect.iscoroutinefunction(
         getattr(type(source), "__call__", None)  # noqa: B004
     )
-
-
-class FunctionReward:
-    """A function of the completion (the text below the prompt) as a `Reward`."""
-
-    def __init__(self, function: Callable[[str], float]) -> None:
-        self.function = function
-        self.name: str = getattr(function, "__name__", type(function).__name__)
-
-    async def __call__(self, branches: Sequence[Branch], run: Run) -> Sequence[float]:
-        """The function's value for each branch's completion."""
-        try:
-            return [float(self.function(branch.completion)) for branch in branches]
-        except Exception as error:
-            raise RewardError(f"reward {self.name} raised {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -213,7 +202,7 @@ def prepare(
 ) -> Prepared:
     """What `solve` does before anything runs: check the arguments, load the reward. Arguments as there."""
     chosen = as_strategy(strategy)
-    text, aim = _prompt_and_task(prompt, task)
+    text, aim = _prompt_and_task(lm, prompt, task)
     judge = reward_for(lm, chosen, reward)
     root = lm.branch(text, seed=seed)
     made = Run(task=aim, reward=judge, budget=budget, on_event=on_event)
@@ -247,7 +236,8 @@ def solve(
 
     Args:
         lm: the model, from `load`.
-        prompt: text, token ids, chat messages, or a problem of `bough.tasks`.
+        prompt: text, token ids, chat messages, or a problem of `bough.tasks`. Text for a task of `bough.tasks`, or
+            for an embedded model, is a problem, which ends in a newline; one is added where it is missing.
         strategy: a strategy such as ``bough.search.AStar(width=8)``, or the name of one for its defaults.
         reward: what tells good answers from bad ones, as `load_reward` takes it. Default: for the embedded
             models, the process reward model that comes with them; else none, and only some strategies can do
@@ -294,10 +284,7 @@ def as_task(task: str | TaskLike | None) -> TaskLike | None:
         return task
     from bough.tasks import get_task
 
-    try:
-        return get_task(task)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from None
+    return get_task(task)
 
 
 def reward_for(
@@ -305,24 +292,40 @@ def reward_for(
 ) -> Reward | None:
     """The reward to use; a reward model is loaded once per model that it serves, and lives as long.
 
-    Without one given, the strategy that needs one gets the one that comes with the model, if there is any.
+    Without one given it is the one that comes with the model, if there is any; a strategy that does not need a
+    reward gets it too (some use one under certain parameters), but it is loaded only when it is called.
     """
-    if reward is None and strategy.info.needs_reward:
+    if reward is None:
         reward = default_reward(lm.name)
-        if reward is None:
+        if reward is not None and not strategy.info.needs_reward:
+            return _Deferred(lm, reward)
+        if strategy.info.needs_reward and reward is None:
             raise UnsupportedError(
                 f"{strategy.info.name} needs a reward, and {lm.name} comes with none; give as reward= a "
                 "process reward model's name or folder, or a function of the text"
             )
     if reward is None:
         return None
-    if not isinstance(reward, (str, os.PathLike)):
-        return load_reward(reward)
+    return _cached_reward(lm, reward) if isinstance(reward, (str, os.PathLike)) else load_reward(reward)
+
+
+def _cached_reward(lm: Backend, source: Source) -> Reward:
     cache = _rewards.setdefault(lm, {})
-    name = os.fspath(reward)
+    name = os.fspath(source)
     if name not in cache:
-        cache[name] = load_reward(reward)
+        cache[name] = load_reward(source)
     return cache[name]
+
+
+class _Deferred:
+    """A model's own reward, loaded when it is first called."""
+
+    def __init__(self, lm: Backend, name: str) -> None:
+        self._lm = lm
+        self.name = name
+
+    async def __call__(self, branches: Sequence[Branch], run: Run) -> Sequence[float]:
+        return await _cached_reward(self._lm, self.name)(branches, run)
 
 
 def default_reward(model: str) -> str | None:
@@ -330,12 +333,18 @@ def default_reward(model: str) -> str | None:
     return next((reward for prefix, reward in _DEFAULT_REWARDS.items() if model.startswith(prefix)), None)
 
 
-def _prompt_and_task(prompt: Prompt, task: str | TaskLike | None) -> tuple[Any, TaskLike | None]:
-    from bough.tasks import Problem
+def _prompt_and_task(
+    lm: Backend, prompt: Prompt, task: str | TaskLike | None
+) -> tuple[str | Sequence[int] | Sequence[Mapping[str, Any]], TaskLike | None]:
+    from bough.tasks import Problem, Task
 
     if isinstance(prompt, Problem):
         return prompt.prompt, as_task(prompt.task if task is None else task)
-    return prompt, as_task(task)
+    aim = as_task(task)
+    # A problem ends in a newline. Without it a model would go on writing the problem, and solve another one.
+    if isinstance(prompt, str) and prompt.strip() and (isinstance(aim, Task) or lm.name.startswith("bough/")):
+        prompt = prompt if prompt.endswith("\n") else prompt + "\n"
+    return prompt, aim
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

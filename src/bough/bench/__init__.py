@@ -14,10 +14,20 @@ from bough.bench.baselines import Greedy
 from bough.bench.evaluate import Arm, Trial, TrialsFailed, evaluate, evaluate_async, trials
 from bough.bench.results import Record, Results, fingerprint
 from bough.bench.stats import Interval, accuracy, paired_bootstrap, wilson
-from bough.bench.summary import Cell, Comparison, cells, compare, comparisons, plot, write_summary
+from bough.bench.summary import (
+    Cell,
+    Comparison,
+    by_setting,
+    cells,
+    compare,
+    comparisons,
+    plot,
+    title,
+    write_summary,
+)
 
 __all__ = [
     "Arm", "Cell", "Comparison", "Greedy", "Interval", "Record", "Results", "Trial", "TrialsFailed",
-    "accuracy", "cells", "compare", "comparisons", "evaluate", "evaluate_async", "fingerprint",
-    "paired_bootstrap", "plot", "trials", "wilson", "write_summary",
+    "accuracy", "by_setting", "cells", "compare", "comparisons", "evaluate", "evaluate_async", "fingerprint",
+    "paired_bootstrap", "plot", "title", "trials", "wilson", "write_summary",
 ]  # fmt: skip

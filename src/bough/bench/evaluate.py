@@ -93,6 +93,7 @@ async def evaluate_async(
     concurrency: int = 32,
     model: str | None = None,
     reward_model: str | None = None,
+    on_resume: Callable[[int], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Run the trials, except those that ``results`` has already, and return the records of all of them.
@@ -106,6 +107,7 @@ async def evaluate_async(
         concurrency: trials that run at once.
         model: name of the model in the records; default, its own.
         reward_model: name of the reward in the records; default, its own.
+        on_resume: called once, before anything runs, with the number of trials that are done already.
         on_record: called with each new record.
 
     Returns:
@@ -151,6 +153,8 @@ async def evaluate_async(
             left.append(number)
         else:
             done[number] = record
+    if on_resume is not None:
+        on_resume(len(done))
     failures: list[tuple[Trial, BoughError]] = []
 
     async def work(queue: Iterator[int]) -> None:

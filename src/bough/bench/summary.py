@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bough.bench.evaluate import Arm
 from bough.bench.results import Record
 from bough.bench.stats import Interval, accuracy, paired_bootstrap
 from bough.core import InvalidInput, UnsupportedError
@@ -56,13 +57,34 @@ class Cell:
         }  # fmt: skip
 
 
-def cells(records: Sequence[Record]) -> list[Cell]:
-    """The cells that these records fall into, in the order in which each first appears."""
+def cells(records: Sequence[Record], arms: Sequence[Arm] = ()) -> list[Cell]:
+    """The cells that these records fall into: those of ``arms`` in their order, then as each first appears."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[json.dumps([record[name] for name in (*_SETTING, *_ARM)], sort_keys=True)].append(record)
-    made = [_cell(group) for group in groups.values()]
+    order = [json.dumps([arm.name, arm.params, arm.limits], sort_keys=True) for arm in arms]
+
+    def place(cell: Cell) -> int:
+        name = json.dumps([cell.arm[part] for part in ("strategy", "params", "budget")], sort_keys=True)
+        return order.index(name) if name in order else len(order)
+
+    made = sorted((_cell(group) for group in groups.values()), key=place)
     return [replace(cell, label=_label(cell, made)) for cell in made]
+
+
+def by_setting(made: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells, grouped by what they have in common: task, level, split and model."""
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in made:
+        groups[json.dumps(cell.setting)].append(cell)
+    return list(groups.values())
+
+
+def title(cell: Cell) -> str:
+    """The cell's setting in words; the model's fingerprint left out."""
+    setting = cell.setting
+    model = setting["model"].split("@")[0]
+    return f"{setting['task']}, level {setting['level']}, {setting['split']} problems, {model}"
 
 
 def _cell(records: list[Record]) -> Cell:
@@ -132,9 +154,7 @@ def compare(cell: Cell, baseline: Cell, costs: Sequence[str] = ("tokens", "rewar
     """
     theirs = {(record["index"], record["seed"]): record for record in baseline.records}
     pairs = [
-        (record, theirs[trial])
-        for record in cell.records
-        if (trial := (record["index"], record["seed"])) in theirs
+        (record, theirs[trial]) for record in cell.records if (trial := (record["index"], record["seed"])) in theirs
     ]
     if cell.setting != baseline.setting or not pairs:
         raise InvalidInput(f"{cell.label} and {baseline.label} have no trial in common to compare them on")
@@ -189,7 +209,7 @@ def _share_a_trial(a: Cell, b: Cell) -> bool:
 
 
 def write_summary(
-    records: Sequence[Record], folder: Path, baseline: str | None = None
+    records: Sequence[Record], folder: Path, arms: Sequence[Arm] = (), baseline: str | None = None
 ) -> tuple[list[Cell], list[Comparison], list[Path]]:
     """Write ``summary.csv`` (one line per cell) and ``summary.json`` (cells and comparisons).
 
@@ -199,7 +219,7 @@ def write_summary(
     Raises:
         OSError: a file could not be written; an older one is still whole.
     """
-    made = cells(records)
+    made = cells(records, arms)
     compared = comparisons(made, baseline)
     rows = [cell.to_dict() for cell in made]
     table = io.StringIO()
@@ -213,9 +233,7 @@ def write_summary(
         _write(folder / "summary.csv", lambda path: path.write_text(table.getvalue(), encoding="utf-8")),
         _write(
             folder / "summary.json",
-            lambda path: path.write_text(
-                json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            ),
+            lambda path: path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"),
         ),
     ]
     return made, compared, files
@@ -232,16 +250,14 @@ def plot(made: Sequence[Cell], folder: Path) -> list[Path]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UnsupportedError(
-            "the plot needs matplotlib; pip install 'bough[plot]', and run again"
-        ) from None
-    settings = list({json.dumps(cell.setting): cell.setting for cell in made}.values())
+        raise UnsupportedError("the plot needs matplotlib; pip install 'bough[plot]', and run again") from None
+    groups = by_setting(made)
     names = list(dict.fromkeys(cell.arm["strategy"] for cell in made))
-    figure = Figure(figsize=(5.2 * len(settings), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
-    for panel, setting in zip(panels, settings, strict=True):
+    figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for panel, group in zip(panels, groups, strict=True):
         for number, name in enumerate(names):
-            line = [cell for cell in made if cell.setting == setting and cell.arm["strategy"] == name]
+            line = [cell for cell in group if cell.arm["strategy"] == name]
             line.sort(key=lambda cell: cell.costs["tokens"])
             if not line:
                 continue
@@ -254,15 +270,12 @@ def plot(made: Sequence[Cell], folder: Path) -> list[Path]:
             )  # fmt: skip
         panel.set(
             xscale="log", ylim=(0, 1), xlabel="generated tokens per problem",
-            title=f"{setting['task']}, level {setting['level']}, {setting['split']}",
+            title=title(group[0]),
         )  # fmt: skip
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, 95 % interval")
     panels[0].legend()
-    return [
-        _write(folder / f"plot.{kind}", partial(figure.savefig, format=kind, dpi=150))
-        for kind in ("png", "svg")
-    ]
+    return [_write(folder / f"plot.{kind}", partial(figure.savefig, format=kind, dpi=150)) for kind in ("png", "svg")]
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> Path:

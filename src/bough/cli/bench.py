@@ -1,0 +1,153 @@
+"""``bough bench``: strategies x budgets x seeds on a task, resumable, with intervals."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import TimeRemainingColumn
+
+from bough.cli.common import (
+    INTERRUPTED,
+    TECHNIQUES,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LevelOption,
+    ModelOption,
+    RewardOption,
+    cell_table,
+    chosen_problems,
+    chosen_tasks,
+    err,
+    identity,
+    out,
+    print_json,
+    progress,
+    sentence,
+)
+
+_LIST = "Comma-separated; none is no limit."
+
+
+def bench(
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            metavar="NAME[:PARAM=VALUE,...]",
+            help="A strategy with its parameters; PARAM=A/B/C runs each value. Repeatable. Default: the first "
+            "six of the gallery.",
+        ),
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", "-t", help="A task, or all. Repeatable.")] = None,
+    level: LevelOption = None,
+    split: Annotated[str, typer.Option(help="test, validation or train; tune on validation.")] = "test",
+    problems: Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems of each task.")] = 400,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; each problem runs under each.")] = 1,
+    budget_tokens: Annotated[str | None, typer.Option(metavar="LIST", help=f"Limits on tokens. {_LIST}")] = None,
+    budget_passes: Annotated[str | None, typer.Option(metavar="LIST", help="Limits on forward passes.")] = None,
+    budget_reward_calls: Annotated[str | None, typer.Option(metavar="LIST", help="Limits on reward calls.")] = None,
+    budget_seconds: Annotated[str | None, typer.Option(metavar="LIST", help="Limits on seconds.")] = None,
+    model: ModelOption = "bough/nano",
+    reward: RewardOption = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compare the others with this strategy. Default: the first one."),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where results go, and are found again.")
+    ] = Path("bough-bench"),
+    concurrency: Annotated[int, typer.Option(min=1, help="Problems that run at once.")] = 32,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Accuracy against cost: strategies x budgets x seeds on problems with checkable answers.
+
+    Every finished trial is one line of DIR/results.jsonl. Press Ctrl-C, or kill it: the same command goes on from
+    there. DIR also gets summary.csv, summary.json and a plot of accuracy against tokens. Intervals are 95 %;
+    comparisons are paired over problems.
+
+    Examples:
+
+        bough bench -s greedy -s best-of-n:n=4/8/16 -s astar --problems 100
+
+        bough bench -s particle-filter -s astar --budget-tokens 250,500,1000 --seeds 3 -t all --out curves
+    """
+    from bough import api
+    from bough.bench import Arm, Results, TrialsFailed, by_setting, evaluate, plot, title, trials, write_summary
+    from bough.cli.params import budgets, make_strategies
+    from bough.core import InvalidInput, UnsupportedError
+
+    made = [strategy for spec in strategies or TECHNIQUES for strategy in make_strategies(spec)]
+    limits = budgets(
+        tokens=budget_tokens, passes=budget_passes, reward_calls=budget_reward_calls, seconds=budget_seconds
+    )
+    arms = [Arm(strategy, budget) for strategy, budget in itertools.product(made, limits)]
+    if against is not None and against not in {arm.name for arm in arms}:
+        raise InvalidInput(f"--against {against!r} is not among the strategies of this bench")
+    todo = [
+        trial
+        for task in chosen_tasks(tasks or ["arithmetic"])
+        for trial in trials(arms, chosen_problems(task, split, level, problems), range(seeds))
+    ]
+    with Results(folder / "results.jsonl") as results:
+        with err.status(f"loading {model}"):
+            lm = api.load(model, dtype=dtype, device=device)
+        judge = reward or api.default_reward(lm.name)
+        names = {"model": identity(model), "reward_model": None if judge is None else identity(judge)}
+        interrupted = False
+        failed: TrialsFailed | None = None
+        before = len(results.records)
+        with progress(TimeRemainingColumn()) as bar:
+            line = bar.add_task("bench", total=len(todo))
+
+            try:
+                evaluate(
+                    lm, todo, reward=reward, results=results, concurrency=concurrency, **names,
+                    on_resume=lambda done: bar.update(line, completed=done),
+                    on_record=lambda record: bar.advance(line),
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                interrupted = True
+            except TrialsFailed as error:
+                failed = error
+        cells, compared, files = write_summary(results.records, folder, arms, against)
+    kept = len(results.records)
+    missing = ""
+    try:
+        files += plot(cells, folder) if cells else []
+    except UnsupportedError as error:
+        missing = str(error)
+    if json:
+        print_json(
+            {
+                "cells": [cell.to_dict() for cell in cells],
+                "comparisons": [comparison.to_dict() for comparison in compared],
+                "files": [str(file) for file in (results.path, *files)],
+                "trials": kept,
+                "new_trials": kept - before,
+                "interrupted": interrupted,
+            }
+        )
+    else:
+        for group in by_setting(cells):
+            out.print(cell_table(title(group[0]), group))
+        for comparison in compared:
+            out.print(escape(sentence(comparison)), soft_wrap=True)
+        out.print("in " + ", ".join(str(file) for file in [results.path, *files]), soft_wrap=True)
+    if missing:
+        err.print(escape(missing), soft_wrap=True)
+    if failed is not None:
+        raise failed
+    if interrupted:
+        err.print(
+            f"interrupted; {kept:,} trials are in {results.path}, and the same command goes on from there",
+            soft_wrap=True,
+        )
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,126 @@
+"""What the commands share: options, consoles, tables, models and problems by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bough.bench import Cell, Comparison
+    from bough.tasks import Problem, Task
+
+INTERRUPTED = 130  # what a shell reports of a process that SIGINT ended
+TECHNIQUES = ("greedy", "best-of-n", "self-consistency", "beam-search", "particle-filter", "astar")
+
+# Results go to stdout; whatever tells how it is going goes to stderr, so that output can be piped.
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs, instead of text.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL",
+        help="An embedded model (bough/nano), a folder in Hugging Face format, or a Hub id.",
+    ),
+]  # fmt: skip
+RewardOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The process reward model. Default: the one that comes with the model, if there is any.",
+    ),
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint stores it.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda ... Default: a GPU where there is one.")]
+LevelOption = Annotated[
+    int | None, typer.Option(help="Difficulty of the problems. Default: the task's own; see bough list.")
+]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+
+
+def print_line(value: Any) -> None:
+    """One JSON line on stdout, at once."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def identity(source: str) -> str:
+    """A model's name with a fingerprint of its weights, so that results of other weights are not mistaken."""
+    from bough import api
+    from bough.bench import fingerprint
+
+    mark = fingerprint(api.resolve(source))
+    return f"{source}@{mark}" if mark else source
+
+
+def chosen_tasks(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names; "all" is every one."""
+    from bough.core import InvalidInput
+    from bough.tasks import TASKS
+
+    wanted = list(TASKS) if "all" in names else list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in TASKS:
+            raise InvalidInput(f"there is no task {name!r}; there are {', '.join(TASKS)}, and all")
+    return [TASKS[name] for name in wanted]
+
+
+def chosen_problems(task: Task, split: str, level: int | None, count: int, first: int = 0) -> list[Problem]:
+    """So many problems of a task, from the first on."""
+    return [task.problem(split, index, level) for index in range(first, first + count)]
+
+
+def progress(*columns: Any) -> Progress:
+    """A progress bar on stderr; silent where that is no terminal."""
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *columns,
+        TimeElapsedColumn(), console=err, disable=not err.is_terminal,
+    )  # fmt: skip
+
+
+def table(title: str, *columns: str, left: int = 1, fixed: int = 1) -> Table:
+    """An empty table, its first ``left`` columns words and the others numbers; ``fixed`` columns never wrap."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number < left else "right", no_wrap=number < fixed)
+    return made
+
+
+def cell_table(title: str, cells: Sequence[Cell], seconds: Sequence[float] | None = None) -> Table:
+    """Accuracy and mean cost per problem of each cell; ``seconds`` instead of the trials' own."""
+    made = table(
+        title, "strategy", "right", "95 % interval", "tokens", "reward calls", "passes", "seconds",
+    )  # fmt: skip
+    for number, cell in enumerate(cells):
+        costs = cell.costs
+        spent = costs["seconds"] if seconds is None else seconds[number]
+        made.add_row(
+            cell.label, f"{cell.accuracy.estimate:.1%}",
+            f"{cell.accuracy.low:.1%} to {cell.accuracy.high:.1%}", f"{costs['tokens']:,.1f}",
+            f"{costs['reward_calls']:,.1f}", f"{costs['passes']:,.1f}", f"{spent:.3f}",
+        )  # fmt: skip
+    return made
+
+
+def sentence(comparison: Comparison) -> str:
+    """A comparison in words."""
+    gain = comparison.difference
+    words = (
+        f"{comparison.cell.label} against {comparison.baseline.label}: accuracy {gain.estimate:+.1%} "
+        f"({gain.low:+.1%} to {gain.high:+.1%})"
+    )
+    for cost, ratio in comparison.ratios.items():
+        words += f", {ratio.estimate:.2f} x the {cost.replace('_', ' ')} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return words

@@ -1,0 +1,135 @@
+"""``bough list``: the gallery of techniques, the tasks and the embedded models."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from bough.cli.common import JsonOption, out, print_json, table
+
+KINDS = ("techniques", "tasks", "models")
+
+
+def gallery(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[TECHNIQUE]", help="Show this one with its parameters.")
+    ] = None,
+    what: Annotated[str, typer.Option(help="techniques, tasks, models or all.")] = "techniques",
+    json: JsonOption = False,
+) -> None:
+    """The gallery: every technique, its paper, what it promises and what it needs.
+
+    Examples:
+
+        bough list
+
+        bough list astar            one technique, with its parameters and their defaults
+
+        bough list --what all       the tasks and the embedded models too
+    """
+    from bough.core import InvalidInput
+
+    if what not in (*KINDS, "all"):
+        raise InvalidInput(f"--what {what!r} is not one of {', '.join(KINDS)}, all")
+    if name is not None:
+        _one(name, json)
+        return
+    kinds = KINDS if what == "all" else (what,)
+    found = {kind: _READERS[kind]() for kind in kinds}
+    if json:
+        print_json(found if what == "all" else found[what])
+        return
+    for kind, rows in found.items():
+        made = table(kind, *_COLUMNS[kind], left=len(_COLUMNS[kind]), fixed=3 if kind == "techniques" else 1)
+        for row in rows:
+            made.add_row(*(escape(_text(row[column])) for column in _COLUMNS[kind]))
+        out.print(made)
+
+
+_COLUMNS = {
+    "techniques": ("name", "family", "paper", "promise", "needs", "summary"),
+    "tasks": ("name", "levels", "default_level", "summary", "example"),
+    "models": ("name", "size", "summary"),
+}
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _techniques() -> list[dict[str, Any]]:
+    from bough.cli.params import register_all
+
+    return [
+        {
+            "name": info.name,
+            "family": info.family,
+            "paper": info.paper,
+            "promise": info.promise.name.lower(),
+            "needs": [capability.name.lower() for capability in sorted(info.requires, key=lambda c: c.name)]
+            + ["reward"] * info.needs_reward,
+            "summary": info.summary,
+        }
+        for info in register_all().values()
+    ]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from bough.tasks import TASKS
+
+    return [
+        {
+            "name": task.name,
+            "levels": list(task.levels),
+            "default_level": task.default_level,
+            "summary": _first_sentence(inspect.getmodule(type(task))),
+            "example": task.problem("test", 0).prompt.strip(),
+        }
+        for task in TASKS.values()
+    ]
+
+
+def _models() -> list[dict[str, Any]]:
+    from bough import zoo
+
+    return [
+        {
+            "name": name,
+            "size": f"{sum(file.stat().st_size for file in zoo.path(name).glob('*')) / 1e6:.1f} MB",
+            "summary": summary,
+        }
+        for name, summary in zoo.MODELS.items()
+    ]
+
+
+_READERS = {"techniques": _techniques, "tasks": _tasks, "models": _models}
+
+
+def _first_sentence(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _one(name: str, json: bool) -> None:
+    """A technique with its documentation and its parameters."""
+    from bough.cli.params import parameters, register_all
+    from bough.core import Strategy, get_technique
+
+    register_all()
+    info = get_technique(name)
+    about = next(row for row in _techniques() if row["name"] == name)
+    fields = parameters(info.cls) if issubclass(info.cls, Strategy) else []
+    params = [{"name": field.name, "type": str(field.type), "default": field.default} for field in fields]
+    documentation = inspect.getdoc(info.cls) or ""
+    if json:
+        print_json({**about, "documentation": documentation, "parameters": params})
+        return
+    out.print(f"[bold]{name}[/]  ({about['family']}, {about['paper']}, {about['promise']})")
+    out.print(f"needs {_text(about['needs'])}\n")
+    out.print(escape(documentation) + "\n")
+    made = table("parameters", "name", "type", "default", left=3)
+    for param in params:
+        made.add_row(*(escape(str(param[column])) for column in ("name", "type", "default")))
+    out.print(made)

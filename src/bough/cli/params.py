@@ -1,0 +1,137 @@
+"""Strategies and budgets from the command line, read by the types of their fields."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bough.core import Budget, InvalidInput, Strategy, TechniqueInfo, get_technique, techniques
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_TRUE, _FALSE, _NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+
+
+def register_all() -> dict[str, TechniqueInfo]:
+    """Every technique there is, by name."""
+    import bough.bench
+    import bough.search  # noqa: F401
+
+    return techniques()
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The strategy of that name.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    register_all()
+    cls = get_technique(name).cls
+    if not issubclass(cls, Strategy):
+        raise InvalidInput(f"{name!r} is a technique, not a strategy: it answers no prompts by itself")
+    return cls
+
+
+def make_strategy(name: str, params: Sequence[str] = ()) -> Strategy:
+    """A strategy from its name and ``key=value`` parameters."""
+    return strategy_class(name)(**{key: values[0] for key, values in _read(name, params, several=False).items()})
+
+
+def make_strategies(spec: str) -> list[Strategy]:
+    """Strategies from ``name`` or ``name:key=value,key=value``; ``key=a/b/c`` makes one for each value."""
+    name, _, rest = spec.partition(":")
+    read = _read(name, [part for part in rest.split(",") if part], several=True)
+    cls = strategy_class(name)
+    return [cls(**dict(zip(read, chosen, strict=True))) for chosen in itertools.product(*read.values())]
+
+
+def _read(name: str, params: Sequence[str], several: bool) -> dict[str, list[Any]]:
+    cls = strategy_class(name)
+    hints = get_type_hints(cls)
+    known = {field.name: field for field in parameters(cls)}
+    read: dict[str, list[Any]] = {}
+    for param in params:
+        key, equals, text = param.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise InvalidInput(f"parameter {param!r} has no value; write it as {key or 'name'}=value")
+        if key not in known:
+            raise InvalidInput(f"{name} has no parameter {key!r}; it has {_signature(known)}")
+        if key in read:
+            raise InvalidInput(f"parameter {key!r} of {name} is given twice; give it once")
+        texts = text.split("/") if several else [text]
+        read[key] = [_value(f"{name}'s {key}", one.strip(), hints[key]) for one in texts]
+    return read
+
+
+def parameters(cls: type[Strategy]) -> list[Field[Any]]:
+    """The strategy's hyper-parameters."""
+    dataclass: type[DataclassInstance] = cls  # type: ignore[assignment]
+    return [field for field in fields(dataclass) if field.init]
+
+
+def _signature(known: Mapping[str, Field[Any]]) -> str:
+    return ", ".join(f"{name}={field.default}" for name, field in known.items()) or "none"
+
+
+def _value(what: str, text: str, hint: Any) -> Any:
+    """``text`` as a value of a field's type.
+
+    Raises:
+        InvalidInput: it is not one; the message says what is.
+    """
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if type(None) in options and text.lower() in _NONE:
+            return None
+        kinds = [option for option in options if option is not type(None)]
+        for kind in kinds[:-1]:
+            try:
+                return _value(what, text, kind)
+            except InvalidInput:
+                continue
+        return _value(what, text, kinds[-1])
+    if origin is Literal:
+        for option in options:
+            if text == str(option):
+                return option
+        raise InvalidInput(f"{what} is {text!r}; it can be {', '.join(map(str, options))}")
+    if hint is bool:
+        if text.lower() in _TRUE + _FALSE:
+            return text.lower() in _TRUE
+        raise InvalidInput(f"{what} is {text!r}; it can be true or false")
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            kind = "a whole number" if hint is int else "a number"
+            raise InvalidInput(f"{what} is {text!r}; it must be {kind}") from None
+    if hint is str:
+        return text
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        if text in hint.__members__:
+            return hint[text]
+        raise InvalidInput(f"{what} is {text!r}; it can be {', '.join(hint.__members__)}")
+    raise InvalidInput(f"{what} is a {hint}, which cannot be given on the command line; use it from Python")
+
+
+def budgets(**lists: str | None) -> list[Budget]:
+    """Every combination of the limits given, each a comma-separated list ("250,500,none"), by their names."""
+    chosen: dict[str, list[float | None]] = {}
+    for name, text in lists.items():
+        kind = float if name == "seconds" else int
+        parts = [part.strip() for part in (text or "none").split(",")]
+        try:
+            chosen[name] = [None if part.lower() in _NONE else kind(part) for part in parts]
+        except ValueError:
+            raise InvalidInput(
+                f"budget {name} is {text!r}; it must be {'numbers' if kind is float else 'whole numbers'}, separated "
+                "by commas, or none"
+            ) from None
+    return [Budget(**dict(zip(chosen, limits, strict=True))) for limits in itertools.product(*chosen.values())]  # type: ignore[arg-type]
