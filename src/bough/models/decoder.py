@@ -42,6 +42,20 @@ class Hidden:
     captured: Mapping[int, Tensor]
 
 
+class Linear(nn.Linear):
+    """nn.Linear without its default initialisation: the weights come from a checkpoint or from a seed."""
+
+    def reset_parameters(self) -> None:
+        """Leave them unset. (On the meta device, drawing values would import torch's compiler: seconds.)"""
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding without its default initialisation."""
+
+    def reset_parameters(self) -> None:
+        """Leave them unset."""
+
+
 class Norm(nn.Module):
     """RMSNorm (arXiv:1910.07467) over the last dimension, in float32, times ``offset + weight``."""
 
@@ -98,8 +112,8 @@ class Attention(nn.Module):
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.index, self.spec, self.clip = index, config.layers[index].attention, config.qkv_clip
         self.heads, self.rotated, self.shape = heads, heads + kv_heads, (-1, heads + 2 * kv_heads, dim)
-        self.qkv = nn.Linear(config.hidden_size, (heads + 2 * kv_heads) * dim, bias=config.qkv_bias)
-        self.out = nn.Linear(heads * dim, config.hidden_size, bias=config.o_bias)
+        self.qkv = Linear(config.hidden_size, (heads + 2 * kv_heads) * dim, bias=config.qkv_bias)
+        self.out = Linear(heads * dim, config.hidden_size, bias=config.o_bias)
         kind = config.traits.qk_norm
         self.qk_norm = None if kind is None else HeadNorm(config) if kind == "head" else WidthNorm(config)
 
@@ -123,8 +137,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +154,7 @@ class SparseMlp(nn.Module):
         super().__init__()
         assert config.moe is not None
         self.moe, width = config.moe, config.moe.intermediate
-        self.router = nn.Linear(config.hidden_size, self.moe.experts, bias=False)
+        self.router = Linear(config.hidden_size, self.moe.experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(self.moe.experts, 2 * width, config.hidden_size))
         self.down = nn.Parameter(torch.empty(self.moe.experts, config.hidden_size, width))
         self.act = _ACTIVATIONS[config.activation]
@@ -192,12 +206,15 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer with a language-model or classification head."""
+    """A decoder-only transformer with a language-model or classification head.
+
+    Built directly, its weights are unset: use :meth:`from_config`, or :func:`.weights.load_decoder`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config.norm_eps, config.traits.norm_offset)
         self.head = _head(config)
@@ -296,11 +313,11 @@ class Decoder(nn.Module):
 
 def _head(config: ModelConfig) -> nn.Module | None:
     if config.head in ("linear", "linear, no bias"):
-        return nn.Linear(config.hidden_size, config.labels, bias=config.head == "linear")
+        return Linear(config.hidden_size, config.labels, bias=config.head == "linear")
     if config.head == "mlp":
         return nn.Sequential(
-            nn.Linear(config.hidden_size, config.hidden_size),
+            Linear(config.hidden_size, config.hidden_size),
             nn.ReLU(),
-            nn.Linear(config.hidden_size, config.labels),
+            Linear(config.hidden_size, config.labels),
         )
-    return None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    return None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,18 @@ from .decoder import Decoder, HeadNorm, Layer, SparseMlp, WidthNorm
 from .hub import resolve
 
 _DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-Files = dict[Path, tuple[Any, list[str]]]  # each safetensors file, opened, and the names of its tensors
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte offset in the file
+
+
+Files = dict[Path, dict[str, _Entry]]
 
 
 def tensor_views(decoder: Decoder) -> dict[str, Tensor]:
@@ -119,19 +131,28 @@ def load_decoder(
     if dtype is None and len(stored) > 1:
         named = ", ".join(f"{name!r} is {kind}" for kind, name in stored.items())
         raise CheckpointError(f"{folder} mixes types: {named}; say which to load with dtype=")
-    decoder.to(dtype or next(iter(stored))).to_empty(device=device)
+    _allocate(decoder, dtype or next(iter(stored)), device)
     views = tensor_views(decoder)
-    with torch.no_grad():
-        for file, names in files.values():
-            for name in names:
+    for path, entries in files.items():
+        with path.open("rb") as file:
+            for name, entry in entries.items():
                 if name in views:
-                    views[name].copy_(file.get_tensor(name))
-    _check_tied(decoder, files)
-    return decoder.eval().requires_grad_(False)
+                    _read(file, entry, views[name], path)
+    if config.tied:
+        _check_tied(decoder.embed.weight.data, files)
+    return decoder.eval()
+
+
+def _allocate(decoder: Decoder, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Give the parameters memory, unset. (Module.to_empty imports sympy on its way, which takes a second.)"""
+    for module in decoder.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, requires_grad=False))
 
 
 def _open(folder: Path) -> Files:
-    """Each safetensors file of the folder, opened (memory-mapped), with the names of its tensors."""
+    """Each safetensors file of the folder, with where its tensors lie."""
     index = folder / "model.safetensors.index.json"
     where: Mapping[str, str] | None = None
     if index.exists():
@@ -147,18 +168,44 @@ def _open(folder: Path) -> Files:
             raise CheckpointError(f"{index} names {path.name!r}, which is outside the checkpoint's folder")
         if not path.exists():
             raise CheckpointError(_missing(path))
-        try:
-            file = safe_open(path, framework="pt")
-            files[path] = file, list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
+        files[path] = _entries(path)
     if where is not None:
-        for path, (_, names) in files.items():
+        for path, entries in files.items():
             expected = {name for name, shard in where.items() if shard == path.name}
-            for name in sorted(expected ^ set(names)):
+            for name in sorted(expected ^ entries.keys()):
                 side = "lacks" if name in expected else "has, but the index does not list,"
                 raise CheckpointError(f"{path} {side} tensor {name!r}")
     return files
+
+
+def _entries(path: Path) -> dict[str, _Entry]:
+    """The tensors of a safetensors file, in the order they lie in it."""
+    try:
+        with safe_open(path, framework="pt"):  # checks the whole layout against the file's size
+            pass
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
+    header.pop("__metadata__", None)
+    entries = {
+        name: _Entry(entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+    return dict(sorted(entries.items(), key=lambda item: item[1].start))
+
+
+def _read(file: BinaryIO, entry: _Entry, into: Tensor, path: Path) -> None:
+    """Read a tensor's bytes straight into its place, or by way of a buffer where type or device differ."""
+    dtype = _DTYPES[entry.dtype]
+    direct = into.dtype == dtype and into.device.type == "cpu" and into.is_contiguous()
+    buffer = into if direct else torch.empty(entry.shape, dtype=dtype)
+    file.seek(entry.start)
+    if file.readinto(buffer.flatten().view(torch.uint8).numpy()) != buffer.nbytes:  # type: ignore[attr-defined]
+        raise CheckpointError(f"{path} was cut short while it was read")
+    if not direct:
+        into.copy_(buffer)
 
 
 def _missing(path: Path) -> str:
@@ -176,24 +223,23 @@ def _check(views: Mapping[str, Tensor], files: Files, config: ModelConfig, folde
     """Compare names, shapes and types with what the decoder needs; returns the types they have, with an example."""
     found: dict[str, Path] = {}
     dtypes: dict[torch.dtype, str] = {}
-    for path, (file, names) in files.items():
-        for name in names:
+    for path, entries in files.items():
+        for name, entry in entries.items():
             if name in found:
                 raise CheckpointError(f"tensor {name!r} is in both {found[name].name} and {path.name}")
             found[name] = path
-            part = file.get_slice(name)
-            if name not in views:
-                if _ignorable(name, config):
-                    continue
+            if name not in views and not _ignorable(name, config):
                 raise CheckpointError(f"{path} has tensor {name!r}, which a {config.model_type} model does not have")
-            shape, wanted = tuple(part.get_shape()), tuple(views[name].shape)
-            if shape != wanted:
-                raise CheckpointError(f"{path}: tensor {name!r} has shape {shape}, but config.json implies {wanted}")
-            if part.get_dtype() not in _DTYPES:
+            if name not in views and name != "lm_head.weight":
+                continue
+            wanted = tuple(views[name if name in views else "model.embed_tokens.weight"].shape)
+            if entry.shape != wanted:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is {part.get_dtype()}; bough loads {', '.join(_DTYPES)}"
+                    f"{path}: tensor {name!r} has shape {entry.shape}, but config.json implies {wanted}"
                 )
-            dtypes.setdefault(_DTYPES[part.get_dtype()], name)
+            if entry.dtype not in _DTYPES:
+                raise CheckpointError(f"{path}: tensor {name!r} is {entry.dtype}; bough loads {', '.join(_DTYPES)}")
+            dtypes.setdefault(_DTYPES[entry.dtype], name)
     for name in views:
         if name not in found:
             raise CheckpointError(f"{folder} lacks tensor {name!r} of shape {tuple(views[name].shape)}")
@@ -205,16 +251,19 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
     return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
 
 
-def _check_tied(decoder: Decoder, files: Files) -> None:
+def _check_tied(embedding: Tensor, files: Files) -> None:
     """The output embedding that a tied checkpoint also holds must be the input embedding."""
-    for path, (file, names) in files.items():
-        if decoder.config.tied and "lm_head.weight" in names:
-            duplicate = file.get_tensor("lm_head.weight").to(decoder.embed.weight)
-            if duplicate.shape != decoder.embed.weight.shape or not torch.equal(duplicate, decoder.embed.weight):
-                raise CheckpointError(
-                    f"{path}: config.json says tie_word_embeddings, but 'lm_head.weight' differs from "
-                    "'model.embed_tokens.weight'; set tie_word_embeddings to false if it is meant to"
-                )
+    duplicate = torch.empty_like(embedding)
+    for path, entries in files.items():
+        if "lm_head.weight" not in entries:
+            continue
+        with path.open("rb") as file:
+            _read(file, entries["lm_head.weight"], duplicate, path)
+        if not torch.equal(duplicate, embedding):
+            raise CheckpointError(
+                f"{path}: config.json says tie_word_embeddings, but 'lm_head.weight' differs from "
+                "'model.embed_tokens.weight'; set tie_word_embeddings to false if it is meant to"
+            )
 
 
 def save_decoder(decoder: Decoder, folder: str | os.PathLike[str]) -> None:
