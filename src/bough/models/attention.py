@@ -57,32 +57,38 @@ def dense_attend(lengths: Sequence[int]) -> Attend:
 
     def pad(x: Tensor) -> Tensor:  # [T, H, D] -> [B, H, L, D]
         if rows is not None:
-            x = x.new_zeros(count * longest, *x.shape[1:]).index_copy(0, rows.to(x.device), x)
+            x = x.new_zeros(count * longest, *x.shape[1:]).index_copy(0, rows, x)
         return x.view(count, longest, *x.shape[1:]).transpose(1, 2)
 
+    def seen(window: int | None, device: torch.device) -> Tensor:  # [L, L]: query, key
+        at = torch.arange(longest, device=device)
+        distance = at[:, None] - at
+        return (distance >= 0) & (distance < (longest if window is None else window))
+
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        nonlocal rows
         if q.shape[0] != total:
             raise InvalidInput(f"the pass has {q.shape[0]} tokens, but lengths add up to {total}")
+        if rows is not None:
+            rows = rows.to(q.device)
         q_, k_, v_ = pad(q), pad(k), pad(v)
-        groups = q.shape[1] // k.shape[1]
-        if groups > 1:
-            k_, v_ = k_.repeat_interleave(groups, 1), v_.repeat_interleave(groups, 1)
-        windowed = spec.window is not None and spec.window < longest
-        if spec.softcap is None and not windowed:
-            out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, scale=spec.scale)
+        if spec.softcap is not None:
+            out = _capped(q_, k_, v_, seen(spec.window, q.device), spec.softcap, spec.scale)
+        elif spec.window is not None and spec.window < longest:
+            mask = seen(spec.window, q.device)
+            out = F.scaled_dot_product_attention(q_, k_, v_, mask, scale=spec.scale, enable_gqa=True)
         else:
-            at = torch.arange(longest, device=q.device)
-            distance = at[:, None] - at
-            seen = distance >= 0
-            if spec.window is not None:
-                seen = seen & (distance < spec.window)
-            if spec.softcap is None:
-                out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=seen, scale=spec.scale)
-            else:
-                scores = (q_ @ k_.transpose(-1, -2)).float() * spec.scale
-                scores = spec.softcap * torch.tanh(scores / spec.softcap)
-                out = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype) @ v_
+            out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, scale=spec.scale, enable_gqa=True)
         out = out.transpose(1, 2).reshape(count * longest, *q.shape[1:])
-        return out if rows is None else out.index_select(0, rows.to(q.device))
+        return out if rows is None else out.index_select(0, rows)
 
     return attend
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, softcap: float, scale: float) -> Tensor:
+    """Attention with soft-capped scores, which torch's fused kernels do not have; in float32."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    scores = softcap * torch.tanh(scores / softcap)
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype) @ v
