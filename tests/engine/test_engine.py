@@ -7,11 +7,11 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from tiny import EOS, tiny_decoder, tiny_lm
 
 import bough.core as core
 from bough.core import Branch, Sampling
 from bough.models import Decoder, dense_attend
+from tiny import EOS, tiny_decoder, tiny_lm
 
 PROMPT = "the prompt, long enough to be cut into chunks"
 # Each of these executes the same work in another way; none may change a single token.
@@ -253,7 +253,7 @@ def test_eos_ends_a_branch_for_good() -> None:
         root = lm.branch(PROMPT)
         [leaf] = lm.generate(root, logit_bias={EOS: 100.0})
         assert leaf.finish == "eos" and leaf.finished and leaf.appended == (EOS,)
-        with pytest.raises(core.InvalidInput, match="has ended"):
+        with pytest.raises(core.InvalidInput, match="end-of-text"):
             lm.generate(leaf)
         [on] = lm.generate(root, logit_bias={EOS: 100.0}, stop=core.Stop(eos=False), max_tokens=3)
         assert on.finish == "length" and len(on.appended) == 3

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny import EOS, tiny_decoder, tiny_lm
 
 import bough.core as core
 from bough.core import Budget, Run, Stop
 from bough.engine import NativeBackend
+from tiny import EOS, tiny_decoder, tiny_lm
 
 PROMPT = "a prompt"
 SPELL = {ord(c) - 33: 15.0 for c in "abc"}  # bytes "a", "b", "c" of the byte tokenizer, likely enough to appear

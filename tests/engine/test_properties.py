@@ -7,11 +7,11 @@ import asyncio
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_decoder, tiny_lm
 
 import bough.core as core
 from bough.core import Branch
 from bough.engine import NativeBackend
+from tiny import tiny_decoder, tiny_lm
 
 DECODER = tiny_decoder()
 PROMPTS = ["one prompt", "one prompt, and more of it", "another"]

@@ -287,7 +287,8 @@ def _draws(branches: Sequence[Branch], options: dict[str, Any]) -> tuple[list[Dr
     draws = []
     for branch in branches:
         if branch.finished:
-            raise InvalidInput(f"branch {branch.id} has ended ({branch.finish}); sample from its parent instead")
+            end = "its end-of-text token" if branch.finish == "eos" else f"the context of {branch.backend.context}"
+            raise InvalidInput(f"branch {branch.id} has reached {end}; sample from its parent instead")
         index[branch.key] = index.get(branch.key, first - 1) + 1
         draws.append(Draw(branch, child_key(branch.key, index[branch.key])))
     return draws, spec

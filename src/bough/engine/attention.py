@@ -54,32 +54,46 @@ class QueryRun:
 
 @dataclass
 class _Part:
-    """Queries that attend to keys together.
+    """``runs x queries`` queries attend to ``[runs, length]`` keys; a shared part is one run of many queries.
 
-    rows: flat query indices ``[n]``, padded with 0 where ``run_length`` differs; or a slice of them.
-    runs x run_length queries attend to ``[runs, L]`` keys (shared: runs = 1).
+    Attributes:
+        shape: runs, and queries per run.
+        rows: flat index of each query, 0 where a short run is padded; None: all queries of the pass, in order.
+        valid: which of the runs x queries are real (not padding).
+        real: the flat indices of the real ones.
+        keys: slots ``[runs * length]``; a slice where they are consecutive.
+        query_at: ``[runs, queries]`` depth of each query; None if every key is visible to every query.
+        key_at: ``[runs, length]`` depth of each key, beyond every query's where it is padding.
     """
 
-    rows: Tensor
-    shape: tuple[int, int]  # runs, queries per run
-    keys: Tensor  # slots [runs * L]
+    shape: tuple[int, int]
+    rows: Tensor | None
+    valid: Tensor | slice
+    real: Tensor | slice
+    keys: Tensor | slice
     length: int
-    query_at: Tensor | None  # [runs, queries] depth of each query; None: every key is visible
-    key_at: Tensor | None  # [runs, L] depth of each key, or a depth beyond every query's where it is padding
-    valid: Tensor | None  # flat indices into runs x queries of the real queries; None: all
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    query_at: Tensor | None
+    key_at: Tensor | None
+    biases: dict[int | None, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """``[runs, queries, L]`` bool, or None if everything is visible; made once per window."""
+    def bias(self, window: int | None, group: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the scores ``[runs, 1, group * queries, length]``: 0, or -inf where nothing is to be seen.
+
+        Also which queries see nothing at all, ``[runs, 1, group * queries]``; None if there are none. Both are None
+        if everything is visible. Made once per window, used in every layer.
+        """
         if self.query_at is None or self.key_at is None:
-            return None
-        if window not in self.masks:
-            distance = self.query_at[:, :, None] - self.key_at[:, None, :]
-            visible = distance >= 0
+            return None, None
+        if window not in self.biases:
+            distance = self.query_at[:, None, :, None] - self.key_at[:, None, None, :]
+            hidden = distance < 0
             if window is not None:
-                visible &= distance < window
-            self.masks[window] = visible
-        return self.masks[window]
+                hidden |= distance >= window
+            hidden = hidden.repeat(1, 1, group, 1)
+            blind = hidden.all(-1)
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            self.biases[window] = bias, blind if bool(blind.any()) else None
+        return self.biases[window]
 
 
 class TreeAttention:
@@ -102,7 +116,6 @@ class TreeAttention:
         self._pool = pool
         self._device = pool.data.device
         self._windows = [w for w in windows if w is not None]
-        self._global = None in windows
         self.slots = self._tensor(np.concatenate([run.slots[run.start : run.end] for run in runs]))
         self._offsets = np.cumsum([0] + [run.count for run in runs])
         self._total = int(self._offsets[-1])
@@ -124,6 +137,13 @@ class TreeAttention:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _slots(self, slots: np.ndarray) -> Tensor | slice:
+        """As an index; a slice, which copies nothing, where the slots are consecutive."""
+        first, last = int(slots[0]), int(slots[-1])
+        if last - first == len(slots) - 1 and (np.diff(slots) == 1).all():
+            return slice(first, last + 1)
+        return self._tensor(slots)
 
     def _share(
         self,
@@ -161,15 +181,18 @@ class TreeAttention:
         rows = self._rows(runs, members)
         at = np.concatenate([np.arange(runs[i].start, runs[i].end) for i in members])
         windowed = any(int(at.max()) - start >= window for window in self._windows)
+        everyone = len(rows) == self._total  # members are in the order of the pass
+        indices = None if everyone else self._tensor(rows)
         self._parts.append(
             _Part(
-                rows=self._tensor(rows),
                 shape=(1, len(rows)),
-                keys=self._tensor(runs[members[0]].slots[start:end]),
+                rows=indices,
+                valid=slice(None),
+                real=slice(None) if indices is None else indices,
+                keys=self._slots(runs[members[0]].slots[start:end]),
                 length=end - start,
                 query_at=self._tensor(at)[None] if windowed else None,
                 key_at=self._tensor(np.arange(start, end))[None] if windowed else None,
-                valid=None,
             )
         )
 
@@ -193,45 +216,51 @@ class TreeAttention:
             query_at[row, run.count :] = run.end - 1  # padding sees what the last query sees, and is dropped
             rows[row, : run.count] = np.arange(self._offsets[i], self._offsets[i] + run.count)
         counts = np.array([runs[i].count for i in members])
-        valid = None
+        valid: Tensor | slice = slice(None)
+        indices = self._tensor(rows.ravel())
+        real: Tensor | slice = indices
         if (counts != queries).any():
             valid = self._tensor(np.flatnonzero(np.arange(queries) < counts[:, None]))
-        everything = queries == 1 and all(sum(b - a for a, b in spans) == length for spans in own)
-        if everything and not any(int(query_at.max()) >= window for window in self._windows):
-            query_mask = key_mask = None
-        else:
-            query_mask, key_mask = self._tensor(query_at), self._tensor(key_at)
+            real = indices[valid]
+        equal = queries == 1 and all(sum(b - a for a, b in spans) == length for spans in own)
+        all_visible = equal and not any(int(query_at.max()) >= window for window in self._windows)
+        everyone = len(members) * queries == self._total == len(indices[valid])
         self._parts.append(
             _Part(
-                self._tensor(rows.ravel()), (len(members), queries), self._tensor(keys.ravel()), length,
-                query_mask, key_mask, valid,
+                shape=(len(members), queries),
+                rows=None if everyone else indices,
+                valid=valid,
+                real=real,
+                keys=self._slots(keys.ravel()),
+                length=length,
+                query_at=None if all_visible else self._tensor(query_at),
+                key_at=None if all_visible else self._tensor(key_at),
             )
-        )  # fmt: skip
+        )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """``q [T, Hq, D]``, ``k, v [T, Hkv, D]`` -> ``[T, Hq, D]``; stores k and v first."""
         self._pool.write(layer, self.slots, k, v)
-        if len(self._parts) == 1 and self._parts[0].valid is None:
-            out, _ = self._attend(self._parts[0], layer, q, spec)
-            return out.to(q.dtype)  # one part holds every run, in order
-        total = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-        lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
-        # Gathered parts come first: each query is in exactly one of them, and sees at least itself there.
-        for part in self._parts[self._shared :]:
+        gathered, shared = self._parts[self._shared :], self._parts[: self._shared]
+        if len(gathered) == 1 and gathered[0].rows is None:
+            total, lse = self._attend(gathered[0], layer, q, spec)
+        else:
+            total, lse = torch.empty_like(q), torch.empty(q.shape[:2], device=q.device)
+            for part in gathered:  # each query is in exactly one of these, and sees at least itself there
+                out, weight = self._attend(part, layer, q, spec)
+                total[part.real], lse[part.real] = out[part.valid], weight[part.valid]
+        if not shared:
+            return total
+        total = total.float()
+        for part in shared:
             out, weight = self._attend(part, layer, q, spec)
-            rows = part.rows
-            if part.valid is not None:
-                rows, out, weight = rows[part.valid], out[part.valid], weight[part.valid]
-            total[rows] = out.float()
-            lse[rows] = weight
-        for part in self._parts[: self._shared]:
-            out, weight = self._attend(part, layer, q, spec)
-            before = lse[part.rows]
+            rows = part.real
+            before = lse[rows]
             merged = torch.logaddexp(before, weight)
-            total[part.rows] = (
-                total[part.rows] * (before - merged).exp_()[..., None] + out * (weight - merged).exp_()[..., None]
+            total[rows] = torch.addcmul(
+                total[rows] * (before - merged).exp_()[..., None], out, (weight - merged).exp_()[..., None]
             )
-            lse[part.rows] = merged
+            lse[rows] = merged
         return total.to(q.dtype)
 
     def _attend(self, part: _Part, layer: int, q: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
@@ -243,40 +272,39 @@ class TreeAttention:
         group = heads // kv_heads
 
         def keyed(which: int) -> Tensor:  # [runs, kv_heads, L, D]
-            return data[which].index_select(0, part.keys).view(runs, part.length, kv_heads, dim).transpose(1, 2)
+            keys = part.keys
+            chosen = data[which, keys] if isinstance(keys, slice) else data[which].index_select(0, keys)
+            return chosen.view(runs, part.length, kv_heads, dim).transpose(1, 2)
 
         # Query heads that share a key head are further queries of it: [runs, kv_heads, group * queries, D].
-        grouped = q.index_select(0, part.rows).view(runs, queries, kv_heads, group, dim)
+        grouped = (q if part.rows is None else q.index_select(0, part.rows)).view(runs, queries, kv_heads, group, dim)
         grouped = grouped.permute(0, 2, 3, 1, 4).reshape(runs, kv_heads, group * queries, dim)
-        mask = part.mask(spec.window)
-        if mask is not None:
-            mask = mask[:, None].expand(runs, group, queries, part.length).reshape(runs, 1, -1, part.length)
-        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), mask, spec)
+        bias, blind = part.bias(spec.window, group, q.dtype)
+        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), bias, spec)
+        if blind is not None:  # no weight in the merge
+            lse = lse.masked_fill(blind, -torch.inf)
         out = out.view(runs, kv_heads, group, queries, dim).permute(0, 3, 1, 2, 4).reshape(-1, heads, dim)
         lse = lse.view(runs, kv_heads, group, queries).permute(0, 3, 1, 2).reshape(-1, heads)
         return out, lse
 
 
 def _softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor]:
-    """``q [B, H, N, D]``, ``k, v [B, H, L, D]``, mask ``[B, 1, N, L]`` -> out ``[B, H, N, D]``, lse ``[B, H, N]``.
+    """``q [B, H, N, D]``, ``k, v [B, H, L, D]``, bias ``[B, 1, N, L]`` -> out ``[B, H, N, D]``, lse ``[B, H, N]``.
 
-    A query that sees no key gets a log-sum-exp of -inf, which gives it no weight in the merge.
+    The log-sum-exp of a query whose bias is -inf everywhere is undefined, its output finite.
     """
     if spec.softcap is None and q.device.type == "cpu":
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, False, attn_mask=bias, scale=spec.scale
         )
-        return out, lse if mask is None else lse.masked_fill_(~mask.any(-1), -torch.inf)
+        return out, lse
     scores = (q @ k.transpose(-1, -2)).float() * spec.scale
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    if bias is not None:
+        scores = scores + bias
     lse = scores.logsumexp(-1)
     weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
     return weights.to(v.dtype) @ v, lse
