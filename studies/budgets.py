@@ -1,0 +1,246 @@
+"""Accuracy against generated tokens: A*-decoding, best-of-N, self-consistency, beam search, particle filter.
+
+    python studies/budgets.py                              # the figure; about half an hour on 2 cores
+    python studies/budgets.py --problems 50 --seeds 1      # a quick look
+
+Every method runs on the same test problems under the same seeds, at sizes from 1/4 to 4 times its default; the
+comparisons are paired, with a bootstrap over problems. Best-of-N and self-consistency draw the n-th child of the
+prompt as their n-th sample, so their sizes below the largest are the first N of its samples, and are computed from
+them; that this is what the strategies themselves return is checked on the first problems of each task.
+
+Finished trials are kept in `build/budgets.jsonl`, and a run that was stopped goes on from there. The summary goes
+to `studies/results/budgets.{json,csv,svg}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bough
+from bough.bench import Results, evaluate_async, trials
+from bough.bench.evaluate import Arm
+from bough.bench.stats import accuracy, paired_bootstrap
+from bough.core import Backend, Reward, Run
+from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter, SelfConsistency
+from bough.search.vote import winner
+from bough.tasks import Problem, Task, get_task
+
+HERE = Path(__file__).parent
+SIZES = (4, 8, 16, 32, 64)  # 1/4 to 4 times the default of 16
+ASTAR_WIDTHS = (1, 2, 4, 8, 16)
+Row = dict[str, Any]
+
+
+def searches() -> dict[str, dict[int, Any]]:
+    """The step-level searches, by family and size."""
+    return {
+        "beam-search": {w * e: BeamSearch(width=w, expand=e) for w, e in ((2, 2), (2, 4), (4, 4), (8, 4), (8, 8))},
+        "particle-filter": {n: ParticleFilter(n=n) for n in SIZES},
+        "astar": {w: AStar(width=w) for w in ASTAR_WIDTHS},
+    }
+
+
+async def sampled(
+    lm: Backend, reward: Reward, task: Task, problem: Problem, seed: int, check: bool
+) -> list[tuple[str, int, Row]]:
+    """Best-of-N and self-consistency of every size, from the samples of the largest."""
+    run = Run(task=task, reward=reward)
+    prompt = lm.branch(problem.prompt, seed=seed).with_run(run)
+    leaves = await prompt.sample(max(SIZES), stop=task.answer_stop, max_tokens=BestOfN().max_tokens)
+    answers = [task.extract(leaf.completion) for leaf in leaves]
+    scores = await run.reward(leaves)
+    right = [task.check(problem, leaf.completion) for leaf in leaves]
+    lengths = [len(leaf.appended) for leaf in leaves]
+    rows = []
+    for size in SIZES:
+        spent = {"tokens": sum(lengths[:size]), "passes": max(lengths[:size])}
+        # An unanswered solution is never preferred; of equal scores the smaller key stays (`Run.propose`).
+        best = max(range(size), key=lambda i: (answers[i] is not None, scores[i], -leaves[i].key))
+        rows.append(("best-of-n", size, {"correct": right[best], "reward_calls": size, **spent}))
+        for name, weights, calls in (
+            ("self-consistency", None, 0),
+            ("self-consistency weighted", scores[:size], size),
+        ):
+            won = winner(answers[:size], weights)
+            correct = right[won[0]] if won is not None else right[0]
+            rows.append((name, size, {"correct": correct, "reward_calls": calls, **spent}))
+        if check and size == 16:
+            for name, strategy in (("best-of-n", BestOfN()), ("self-consistency", SelfConsistency())):
+                answer = await bough.solve_async(
+                    lm, problem, strategy=strategy, reward=reward, task=task, seed=seed, trace=False
+                )
+                expected = next(row for n, s, row in rows if (n, s) == (name, size))
+                assert task.check(problem, answer.text) == expected["correct"], (name, problem)
+                assert answer.ledger.tokens == expected["tokens"], (name, problem)
+    return rows
+
+
+async def run_task(lm: Backend, reward: Reward, task: Task, args: argparse.Namespace, results: Results) -> list[Row]:
+    """All trials of one task."""
+    problems = [task.problem("test", index) for index in range(args.problems)]
+    arms = {(name, size): Arm(strategy) for name, sizes in searches().items() for size, strategy in sizes.items()}
+    todo = trials(list(arms.values()), problems, range(args.seeds))
+    started, done = time.perf_counter(), 0
+
+    def progress(_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done % 500 == 0:
+            print(f"  {task.name}: {done}/{len(todo)} searches, {time.perf_counter() - started:.0f} s", flush=True)
+
+    records = await evaluate_async(
+        lm, todo, reward=reward, results=results, concurrency=args.concurrency, on_record=progress
+    )
+    named = {json.dumps(arm.params, sort_keys=True) + arm.name: key for key, arm in arms.items()}
+    rows = []
+    for record in records:
+        name, size = named[json.dumps(record["params"], sort_keys=True) + record["strategy"]]
+        kept = ("index", "seed", "correct", "tokens", "reward_calls", "passes", "seconds")
+        rows.append({"task": task.name, "method": name, "size": size, **{k: record[k] for k in kept}})
+    gate = asyncio.Semaphore(max(1, args.concurrency // 8))
+
+    async def draw(problem: Problem, seed: int) -> list[Row]:
+        async with gate:
+            drawn = await sampled(lm, reward, task, problem, seed, check=problem.index < 3 and seed == 0)
+        head = {"task": task.name, "index": problem.index, "seed": seed}
+        return [{**head, "method": name, "size": size, **row} for name, size, row in drawn]
+
+    pool = [(problem, seed) for seed in range(args.seeds) for problem in problems]
+    for batch in await asyncio.gather(*[draw(problem, seed) for problem, seed in pool]):
+        rows += batch
+    print(f"  {task.name}: done after {time.perf_counter() - started:.0f} s", flush=True)
+    return rows
+
+
+def aligned(rows: list[Row], a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[Row, Row]]:
+    """The trials of two methods, paired by problem and seed."""
+    by_trial: dict[tuple[int, int], dict[tuple[str, int], Row]] = defaultdict(dict)
+    for row in rows:
+        by_trial[row["index"], row["seed"]][row["method"], row["size"]] = row
+    return ((pair[a], pair[b]) for pair in by_trial.values() if a in pair and b in pair)
+
+
+def compare(rows: list[Row], a: tuple[str, int], b: tuple[str, int]) -> dict[str, Any]:
+    """a against b: difference of accuracies, ratios of tokens and reward calls, each with its interval."""
+    pairs = list(aligned(rows, a, b))
+    problems = [x["index"] for x, _ in pairs]
+
+    def of(what: str, statistic: Any) -> dict[str, float]:
+        first, second = ([float(p[i][what]) for p in pairs] for i in (0, 1))
+        return paired_bootstrap(problems, first, second, statistic).to_dict()
+
+    return {
+        "a": f"{a[0]} {a[1]}",
+        "b": f"{b[0]} {b[1]}",
+        "accuracy_difference": of("correct", "difference"),
+        "tokens_ratio": of("tokens", "ratio"),
+        "reward_calls_ratio": of("reward_calls", "ratio"),
+    }
+
+
+def summarise(rows: list[Row], args: argparse.Namespace) -> dict[str, Any]:
+    """One cell per task, method and size, and the comparisons that the figure is about."""
+    groups: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["task"], row["method"], row["size"]].append(row)
+    cells = []
+    for (task, method, size), group in groups.items():
+        share = accuracy([r["index"] for r in group], [r["correct"] for r in group])
+        cells.append(
+            {
+                "task": task, "method": method, "size": size, "accuracy": round(share.estimate, 4),
+                "low": round(share.low, 4), "high": round(share.high, 4),
+                "tokens": round(float(np.mean([r["tokens"] for r in group])), 1),
+                "reward_calls": round(float(np.mean([r["reward_calls"] for r in group])), 2),
+            }
+        )  # fmt: skip
+    comparisons = {}
+    for task in sorted({row["task"] for row in rows}):
+        mine = [row for row in rows if row["task"] == task]
+        comparisons[task] = [
+            compare(mine, ("astar", width), other)
+            for width in ASTAR_WIDTHS
+            for other in (("best-of-n", 16), ("particle-filter", 16))
+        ]
+    return {
+        "problems": args.problems, "seeds": args.seeds, "model": args.model, "reward": args.reward,
+        "default_astar": AStar().width, "cells": cells, "comparisons": comparisons,
+    }  # fmt: skip
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    """Accuracy against generated tokens, one panel per task."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(cell["task"] for cell in summary["cells"]))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.8), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for method in ("astar", "beam-search", "particle-filter", "best-of-n", "self-consistency"):
+            cells = sorted(
+                (c for c in summary["cells"] if c["task"] == task and c["method"] == method),
+                key=lambda c: c["tokens"],
+            )
+            tokens = [c["tokens"] for c in cells]
+            axis.plot(tokens, [c["accuracy"] for c in cells], marker="o", markersize=3, label=method)
+            axis.fill_between(tokens, [c["low"] for c in cells], [c["high"] for c in cells], alpha=0.15)
+        axis.set(xscale="log", title=task, xlabel="generated tokens per problem", ylabel="accuracy")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Run, print, and keep the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "stories"])
+    parser.add_argument("--problems", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", default="bough/nano")
+    parser.add_argument("--reward", default="bough/nano-prm")
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "budgets")
+    parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "budgets.jsonl")
+    args = parser.parse_args()
+    lm, reward = bough.load(args.model), bough.load_reward(args.reward)
+    results = Results(args.scratch)
+
+    async def everything() -> list[Row]:
+        rows = []
+        for name in args.tasks:
+            rows += await run_task(lm, reward, get_task(name), args, results)
+        return rows
+
+    summary = summarise(bough.run(everything()), args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    with args.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(summary["cells"][0]))
+        writer.writeheader()
+        writer.writerows(summary["cells"])
+    plot(summary, args.out.with_suffix(".svg"))
+    for cell in summary["cells"]:
+        print(
+            f"{cell['task']:11} {cell['method']:26} {cell['size']:3} accuracy {cell['accuracy']:.3f} "
+            f"[{cell['low']:.3f}, {cell['high']:.3f}] tokens {cell['tokens']:8.1f} calls {cell['reward_calls']:7.2f}"
+        )
+    for task, pairs in summary["comparisons"].items():
+        for pair in pairs:
+            print(task, json.dumps(pair))
+
+
+if __name__ == "__main__":
+    main()
