@@ -1,0 +1,43 @@
+"""Every registered technique, on two backends that share nothing: an enumerable toy and the native engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bough.core import Backend, Strategy
+from bough.search import AStar, SelfConsistency
+from executing import STRATEGIES, Bench, native_backend, toy_backend
+
+BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}
+# Hyper-parameters that take other paths through the code; on the toy only, to save time.
+VARIANTS = {
+    "self-consistency-weighted": SelfConsistency(weighted=True),
+    "astar-speculating": AStar(doubt=0.0, cost="worst", revisit_cost=0.2, width=2),
+}
+CASES = {
+    **{f"{name}-{kind}": (info.cls(), BENCHES[kind]) for name, info in STRATEGIES.items() for kind in BENCHES},
+    **{f"{name}-toy": (strategy, BENCHES["toy"]) for name, strategy in VARIANTS.items()},
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[Strategy, Bench]:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def strategy(case: tuple[Strategy, Bench]) -> Strategy:
+    return case[0]
+
+
+@pytest.fixture
+def bench(case: tuple[Strategy, Bench]) -> Bench:
+    return case[1]
+
+
+@pytest.fixture
+def backend(bench: Bench) -> Iterator[Backend]:
+    with bench.backend() as made:
+        yield made

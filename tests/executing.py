@@ -1,0 +1,71 @@
+"""Ways to execute a strategy in tests: on the toy backend or the native engine, crowded or alone, recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import bough.search  # noqa: F401  (registers its techniques)
+from bough.core import Answer, Backend, Budget, Proposed, Reward, Run, Strategy, techniques
+from bough.engine import NativeBackend
+from tiny import tiny_decoder
+from toy import ToyBackend, ToyReward, ToyTokenizer
+
+STRATEGIES = {name: info for name, info in techniques().items() if issubclass(info.cls, Strategy)}
+PROMPTS = ("a?", "b?", "c?", "ab?", "ba?", "cab?")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A backend to run techniques on, and how to make another one like it.
+
+    Attributes:
+        make: a fresh backend, from None or a crowd (see `backend`).
+        crowds: the crowds worth testing on it.
+    """
+
+    make: Callable[[int | None], Backend]
+    crowds: tuple[int, ...] = (1,)
+
+    def backend(self, crowded: int | None = None) -> Backend:
+        """A fresh backend; ``crowded`` makes draws wait for each other, in an order seeded by it."""
+        return self.make(crowded)
+
+
+def toy_backend(crowded: int | None) -> Backend:
+    return ToyBackend() if crowded is None else ToyBackend(slots=3 + crowded, shuffle=crowded)
+
+
+def native_backend(crowded: int | None) -> Backend:
+    decoder = tiny_decoder(vocab_size=ToyTokenizer.vocab_size, max_position_embeddings=40)
+    limits = {} if crowded is None else {"max_batch": 3 + crowded, "max_pass": 16}
+    return NativeBackend(decoder, ToyTokenizer(), name="native", **limits)
+
+
+def idle(backend: Backend) -> bool:
+    """Whether the backend holds nothing for work that is over."""
+    if isinstance(backend, ToyBackend):
+        return backend.idle
+    engine: Any = backend
+    engine.engine.settle()
+    return engine.engine.pool.free + engine.engine.tree.cached == engine.engine.pool.total
+
+
+class Recorded(Run):
+    """A run that remembers which branches were proposed, in order."""
+
+    def __init__(self, reward: Reward | None = None, budget: Budget | None = None) -> None:
+        super().__init__(reward=reward or ToyReward(), budget=budget, on_event=self._record)
+        self.proposals: list[Proposed] = []
+
+    def _record(self, event: Any) -> None:
+        if isinstance(event, Proposed):
+            self.proposals.append(event)
+
+
+async def execute(
+    strategy: Strategy, backend: Backend, prompt: str = "ab?", seed: int = 0, **options: Any
+) -> tuple[Answer, Recorded]:
+    recorded = Recorded(**options)
+    return await recorded.execute(strategy, backend.branch(prompt, seed=seed)), recorded
