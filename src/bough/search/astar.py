@@ -46,6 +46,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -85,7 +87,9 @@ class AStar(StepSearch):
 
     Attributes:
         width: continuations sampled per expansion (one at temperature 0, where all are the same).
-        parallel: expansions in flight at the same time.
+        parallel: expansions in flight at the same time, at most.
+        doubt: the next node is expanded while others are in flight only if these are all wrong with at least this
+            probability (the product of their h); 0 always fills up to ``parallel``.
         cost: how f follows from h: its "deterioration" along the path, the "worst" on it, or "none" of the past.
         revisit_cost: what is added to a node's f by each expansion, after which it waits to be sampled again.
         tie_break: order among nodes of equal f: "path" as above; "deepest" first, then by reward; by "reward",
@@ -95,7 +99,8 @@ class AStar(StepSearch):
     """
 
     width: int = 4
-    parallel: int = 2
+    parallel: int = 4
+    doubt: float = 0.5
     cost: Cost = "deterioration"
     revisit_cost: float = 1.0
     tie_break: TieBreak = "path"
@@ -107,6 +112,8 @@ class AStar(StepSearch):
         for name, choices in (("cost", get_args(Cost)), ("tie_break", get_args(TieBreak))):
             if getattr(self, name) not in choices:
                 raise InvalidInput(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        if not 0 <= self.doubt <= 1:
+            raise InvalidInput(f"doubt={self.doubt} must be a probability; 0 speculates always, 1 almost never")
         if not 0 < self.revisit_cost < float("inf"):
             raise InvalidInput(f"revisit_cost={self.revisit_cost} must be a positive number; 9 is practically never")
 
@@ -116,8 +123,8 @@ class AStar(StepSearch):
         started = 0
         try:
             while True:
-                while frontier and not frontier[0].goal and len(in_flight) < self.parallel:
-                    if started == self.max_expansions:
+                while frontier and not frontier[0].goal and started < self.max_expansions:
+                    if in_flight and not self._may_speculate(in_flight.values()):
                         break
                     node = heapq.heappop(frontier)
                     in_flight[asyncio.ensure_future(self._expand(node, run))] = node
@@ -148,6 +155,9 @@ class AStar(StepSearch):
             partial = [node for node in (*frontier, *in_flight.values()) if node.depth]
             if run.best is None and partial:
                 run.propose(min(partial, key=lambda node: (node.f, -node.depth, node.path)).branch)
+
+    def _may_speculate(self, ahead: Collection[_Node]) -> bool:
+        return len(ahead) < self.parallel and math.prod(node.h for node in ahead) >= self.doubt
 
     async def _expand(self, node: _Node, run: Run) -> list[_Node]:
         """The new distinct children of a node, judged."""

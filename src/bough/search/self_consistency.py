@@ -7,7 +7,7 @@ to the model's most probable answer, right or wrong, so it gains nothing from mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bough.core import Branch, Promise, RewardError, Run, technique
 
@@ -28,9 +28,12 @@ class SelfConsistency(WholeSearch):
 
     weighted: bool = False
 
-    async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weighted:
-            await run.reward([])  # without a reward, better to say so now than after the sampling
+            object.__setattr__(self, "info", replace(self.info, needs_reward=True))
+
+    async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
         ballots: dict[int, tuple[Branch, float]] = {}
 
         async def attempt(index: int) -> None:
