@@ -301,8 +301,8 @@ def reward_for(
             return _Deferred(lm, reward)
         if strategy.info.needs_reward and reward is None:
             raise UnsupportedError(
-                f"{strategy.info.name} needs a reward, and {lm.name} comes with none; give as reward= a "
-                "process reward model's name or folder, or a function of the text"
+                f"{strategy.info.name} needs a reward, and {lm.name} comes with none; give one: the name or "
+                "folder of a process reward model or, in Python, a function of the text"
             )
     if reward is None:
         return None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from chains import ChainBackend, ChainReward, solution
 
 import bough
 from bough import api
@@ -28,6 +27,7 @@ from bough.core import (
 )
 from bough.search import AStar, BestOfN
 from bough.tasks import get_task
+from chains import ChainBackend, ChainReward, solution
 
 PROMPT = "23+48-17*3"
 SOLVED = "23+48=71\n71-17=54\n54*3=162\nanswer 162\n"

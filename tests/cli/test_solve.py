@@ -53,6 +53,21 @@ def test_parameters_reach_the_strategy(chains, bough):
     assert found["ledger"]["reward_calls"] == 3
 
 
+def test_a_reward_is_loaded_with_its_settings(chains, bough, monkeypatch):
+    from chains import ChainReward
+
+    seen = []
+
+    def load_reward(source, **settings):
+        seen.append((source, settings))
+        return ChainReward()
+
+    monkeypatch.setattr(api, "load_reward", load_reward)
+    words = ("--reward-param", "step_tag=ки", "--reward-param", "label=1")
+    assert bough("solve", "--task", "arithmetic", PROMPT, "--reward", "prm", *words).exit_code == 0
+    assert seen[0] == ("prm", {"step_tag": "ки", "label": 1})
+
+
 def test_a_budget_is_kept_and_said(chains, bough):
     result = bough("solve", "--task", "arithmetic", PROMPT, "--budget-tokens", 12)
     assert result.exit_code == 0
@@ -112,6 +127,8 @@ def test_a_full_disk_under_the_trace_still_gives_the_answer(chains, bough, monke
         ([PROMPT, "-p", "width=2", "-p", "width=3"], "given twice"),
         ([PROMPT, "--budget-tokens", "-5"], "budget tokens=-5"),
         ([PROMPT, "--task", "sudoku"], "sudoku"),
+        ([PROMPT, "--reward-param", "label=1"], "give both"),
+        ([PROMPT, "--reward", "prm", "--reward-param", "label"], "'label' has no value"),
         ([PROMPT, "--level", "2"], "--level chooses"),
         (["--problem", "1"], "--problem is the number"),
         (["--task", "arithmetic", "--problem", "-1"], "negative"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bough.core import Branch, InvalidInput, Promise, Run, Strategy, technique
 
 
-@technique("greedy", paper="baseline", promise=Promise.APPROXIMATE, family="baseline")
+@technique("greedy", paper="textbook", promise=Promise.APPROXIMATE, family="baseline")
 @dataclass(frozen=True)
 class Greedy(Strategy):
     """Decode one answer, taking the most likely token at every step.

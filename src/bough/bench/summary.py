@@ -185,22 +185,23 @@ def comparisons(made: Sequence[Cell], baseline: str | None = None) -> list[Compa
         baseline: a strategy's name or a cell's label; default, the first cell's strategy. Where it has
             several cells at that budget, or none, its first one is taken.
     """
+    names = [name for cell in made for name in (cell.label, cell.arm["strategy"])]
+    if baseline is not None and made and baseline not in names:
+        raise InvalidInput(
+            f"there is no cell {baseline!r} to compare with; there are {', '.join(dict.fromkeys(names))}"
+        )
     found = []
     for cell in made:
         peers = [other for other in made if other.setting == cell.setting]
         name = baseline or peers[0].arm["strategy"]
         candidates = [other for other in peers if name in (other.label, other.arm["strategy"])]
         if not candidates:
-            raise InvalidInput(f"there is no cell {name!r} to compare with; there are {_labels(peers)}")
+            continue  # results of an earlier bench, of other strategies
         same = [other for other in candidates if other.arm["budget"] == cell.arm["budget"]]
         against = (same or candidates)[0]
         if cell.arm["strategy"] != against.arm["strategy"] and _share_a_trial(cell, against):
             found.append(compare(cell, against))
     return found
-
-
-def _labels(made: Sequence[Cell]) -> str:
-    return ", ".join(cell.label for cell in made)
 
 
 def _share_a_trial(a: Cell, b: Cell) -> bool:

@@ -5,8 +5,10 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -60,10 +62,16 @@ app = typer.Typer(
     help="Inference-time search over language models: branch, score, go back, and know what each answer cost.",
     epilog="Start with: bough demo",
 )
-app.command("demo")(demo)
-app.command("solve")(solve)
-app.command("list")(gallery)
-app.command("bench")(bench)
+
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring with its paragraphs unwrapped, for the terminal to wrap; indented lines stay lines."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(text if text.startswith("  ") else text.replace("\n", " ") for text in paragraphs)
+
+
+for _name, _command in (("demo", demo), ("solve", solve), ("list", gallery), ("bench", bench)):
+    app.command(_name, help=_help(_command))(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,11 +19,13 @@ from bough.cli.common import (
     LevelOption,
     ModelOption,
     RewardOption,
+    RewardParamOption,
     cell_table,
     chosen_problems,
     chosen_tasks,
     err,
     identity,
+    load_reward,
     out,
     print_json,
     progress,
@@ -40,8 +42,9 @@ def bench(
             "--strategy",
             "-s",
             metavar="NAME[:PARAM=VALUE,...]",
-            help="A strategy with its parameters; PARAM=A/B/C runs each value. Repeatable. Default: the first "
-            "six of the gallery.",
+            help="A strategy with its parameters; PARAM=A/B/C runs each value. Repeatable. Default: "
+            + ", ".join(TECHNIQUES)
+            + ".",
         ),
     ] = None,
     tasks: Annotated[list[str] | None, typer.Option("--task", "-t", help="A task, or all. Repeatable.")] = None,
@@ -55,6 +58,7 @@ def bench(
     budget_seconds: Annotated[str | None, typer.Option(metavar="LIST", help="Limits on seconds.")] = None,
     model: ModelOption = "bough/nano",
     reward: RewardOption = None,
+    reward_param: RewardParamOption = None,
     against: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Compare the others with this strategy. Default: the first one."),
@@ -76,7 +80,6 @@ def bench(
     Examples:
 
         bough bench -s greedy -s best-of-n:n=4/8/16 -s astar --problems 100
-
         bough bench -s particle-filter -s astar --budget-tokens 250,500,1000 --seeds 3 -t all --out curves
     """
     from bough import api
@@ -99,17 +102,21 @@ def bench(
     with Results(folder / "results.jsonl") as results:
         with err.status(f"loading {model}"):
             lm = api.load(model, dtype=dtype, device=device)
-        judge = reward or api.default_reward(lm.name)
-        names = {"model": identity(model), "reward_model": None if judge is None else identity(judge)}
+            judge = load_reward(reward, reward_param)
+        named = reward or api.default_reward(lm.name)
+        asked = "".join(f" {param}" for param in reward_param or ())
+        names = {
+            "model": identity(model) + (f" {dtype}" if dtype else ""),
+            "reward_model": None if named is None else identity(named) + asked,
+        }
         interrupted = False
         failed: TrialsFailed | None = None
         before = len(results.records)
         with progress(TimeRemainingColumn()) as bar:
             line = bar.add_task("bench", total=len(todo))
-
             try:
                 evaluate(
-                    lm, todo, reward=reward, results=results, concurrency=concurrency, **names,
+                    lm, todo, reward=judge, results=results, concurrency=concurrency, **names,
                     on_resume=lambda done: bar.update(line, completed=done),
                     on_record=lambda record: bar.advance(line),
                 )  # fmt: skip

@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from bough.bench import Cell, Comparison
+    from bough.core import Reward
     from bough.tasks import Problem, Task
 
 INTERRUPTED = 130  # what a shell reports of a process that SIGINT ended
@@ -35,6 +36,14 @@ RewardOption = Annotated[
     typer.Option(
         metavar="MODEL",
         help="The process reward model. Default: the one that comes with the model, if there is any.",
+    ),
+]
+RewardParamOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="How the reward model is asked, where its checkpoint does not say: step_tag=ки for Math-Shepherd, "
+        "format=chat-turns for RLHFlow. Repeatable.",
     ),
 ]
 DtypeOption = Annotated[
@@ -63,6 +72,24 @@ def identity(source: str) -> str:
 
     mark = fingerprint(api.resolve(source))
     return f"{source}@{mark}" if mark else source
+
+
+def load_reward(source: str | None, params: Sequence[str] | None) -> Reward | str | None:
+    """The reward model with its settings; without settings its name, which is loaded where it is needed."""
+    from bough import api
+    from bough.core import InvalidInput
+
+    if not params:
+        return source
+    if source is None:
+        raise InvalidInput("--reward-param is a setting of --reward; give both")
+    settings: dict[str, Any] = {}
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise InvalidInput(f"reward parameter {param!r} has no value; write it as {name or 'name'}=value")
+        settings[name] = int(value) if value.isdigit() else value
+    return api.load_reward(source, **settings)
 
 
 def chosen_tasks(names: Sequence[str]) -> list[Task]:

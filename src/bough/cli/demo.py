@@ -61,9 +61,7 @@ def demo(
     Examples:
 
         bough demo
-
         bough demo --task countdown --problems 200
-
         bough demo --task all --json > demo.json
     """
     from bough import api

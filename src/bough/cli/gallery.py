@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from bough.cli.common import JsonOption, out, print_json, table
 
@@ -22,12 +23,13 @@ def gallery(
 ) -> None:
     """The gallery: every technique, its paper, what it promises and what it needs.
 
+    Exact techniques give the very tokens of plain decoding, unbiased ones its distribution, approximate ones
+    another distribution on purpose. What one needs is a capability of the model, or a reward.
+
     Examples:
 
         bough list
-
         bough list astar            one technique, with its parameters and their defaults
-
         bough list --what all       the tasks and the embedded models too
     """
     from bough.core import InvalidInput
@@ -43,21 +45,22 @@ def gallery(
         print_json(found if what == "all" else found[what])
         return
     for kind, rows in found.items():
-        made = table(kind, *_COLUMNS[kind], left=len(_COLUMNS[kind]), fixed=3 if kind == "techniques" else 1)
+        out.print(f"[bold]{kind}[/]")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, style="cyan")
         for row in rows:
-            made.add_row(*(escape(_text(row[column])) for column in _COLUMNS[kind]))
-        out.print(made)
+            grid.add_row(row["name"], f"{escape(row['summary'])}\n[dim]{escape(_facts(kind, row))}[/]")
+        out.print(grid)
+        out.print()
 
 
-_COLUMNS = {
-    "techniques": ("name", "family", "paper", "promise", "needs", "summary"),
-    "tasks": ("name", "levels", "default_level", "summary", "example"),
-    "models": ("name", "size", "summary"),
-}
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _facts(kind: str, row: dict[str, Any]) -> str:
+    """What there is to know of an entry beside its summary."""
+    if kind == "techniques":
+        return f"{row['family']} | {row['paper']} | {row['promise']} | needs {', '.join(row['needs'])}"
+    if kind == "tasks":
+        return f"levels {', '.join(map(str, row['levels']))}; default {row['default_level']}"
+    return str(row["size"])
 
 
 def _techniques() -> list[dict[str, Any]]:
@@ -71,7 +74,7 @@ def _techniques() -> list[dict[str, Any]]:
             "promise": info.promise.name.lower(),
             "needs": [capability.name.lower() for capability in sorted(info.requires, key=lambda c: c.name)]
             + ["reward"] * info.needs_reward,
-            "summary": info.summary,
+            "summary": info.summary.replace("``", ""),
         }
         for info in register_all().values()
     ]
@@ -127,7 +130,7 @@ def _one(name: str, json: bool) -> None:
         print_json({**about, "documentation": documentation, "parameters": params})
         return
     out.print(f"[bold]{name}[/]  ({about['family']}, {about['paper']}, {about['promise']})")
-    out.print(f"needs {_text(about['needs'])}\n")
+    out.print(f"needs {', '.join(about['needs'])}\n")
     out.print(escape(documentation) + "\n")
     made = table("parameters", "name", "type", "default", left=3)
     for param in params:

@@ -19,9 +19,11 @@ from bough.cli.common import (
     LevelOption,
     ModelOption,
     RewardOption,
+    RewardParamOption,
     chosen_problems,
     chosen_tasks,
     err,
+    load_reward,
     out,
     print_json,
     print_line,
@@ -47,6 +49,7 @@ def solve(
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the strategy; repeatable."),
     ] = None,
     reward: RewardOption = None,
+    reward_param: RewardParamOption = None,
     task: Annotated[
         str | None,
         typer.Option(help="Where steps and answers end, by a task's name. Default: free text, a step is a line."),
@@ -90,11 +93,8 @@ def solve(
     Examples:
 
         bough solve --task arithmetic "23+48-17*3"
-
         bough solve --task countdown --problem 7 --tree --trace tree.html
-
         bough solve -m Qwen/Qwen2.5-0.5B-Instruct -s self-consistency -p n=8 --budget-seconds 60 "What is 17*23?"
-
         echo "23+48-17*3" | bough solve - --json
     """
     from bough import api
@@ -109,8 +109,9 @@ def solve(
     watch = _Watch(stream=events, quiet=json)
     with err.status(f"loading {model}"):
         lm = api.load(model, dtype=dtype, device=device)
+        judge = load_reward(reward, reward_param)
         prepared = api.prepare(
-            lm, _as_prompt(lm, asked, task, chat, system), strategy=made, reward=reward, task=task, budget=budget,
+            lm, _as_prompt(lm, asked, task, chat, system), strategy=made, reward=judge, task=task, budget=budget,
             seed=seed, on_event=watch,
         )  # fmt: skip
     stopped_by: str | None = None

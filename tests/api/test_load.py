@@ -1,0 +1,161 @@
+"""`load` and `load_reward` on real folders: embedded, local, and what is none of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import bough
+from bough import api, zoo
+from bough.bench import Greedy
+from bough.core import CheckpointError, InvalidInput, Run, UnsupportedError
+from bough.rewards import Oracle
+from bough.tasks import get_task
+from checkpoints import make_checkpoint, make_tokenizer
+
+
+def write(folder, family, **options):
+    """A random checkpoint with a tokenizer that knows all of its ids."""
+    make_tokenizer(folder, "bytes")
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    make_checkpoint(folder, family, vocab_size=size, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("model"), "llama3")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("prm"), "qwen2", head="ForTokenClassification", num_labels=2)
+
+
+def test_a_folder_becomes_a_model_that_solves(checkpoint):
+    with bough.load(checkpoint) as lm:
+        assert lm.name == str(checkpoint)
+        assert lm.context == 96
+        answer = bough.solve(lm, "the sum", strategy=Greedy(max_tokens=5))
+        assert 1 <= answer.ledger.tokens <= 5
+        with bough.load(str(checkpoint)) as again:
+            assert bough.solve(again, "the sum", strategy=Greedy(max_tokens=5)).text == answer.text
+
+
+def test_the_options_reach_the_engine(checkpoint):
+    with bough.load(checkpoint, dtype="bf16", device="cpu", context=64, kv_tokens=512, max_batch=3) as lm:
+        assert lm.context == 64
+        assert next(lm.decoder.parameters()).dtype == torch.bfloat16
+        assert next(lm.decoder.parameters()).device.type == "cpu"
+        assert lm.engine.pool.total == 512
+        assert lm.engine.max_batch == 3
+    with bough.load(checkpoint, dtype=torch.float32) as lm:
+        assert next(lm.decoder.parameters()).dtype == torch.float32
+
+
+def test_the_checkpoint_s_own_dtype_is_kept(tmp_path):
+    make_checkpoint(tmp_path, "llama3", dtype="bfloat16").to(torch.bfloat16).save_pretrained(tmp_path)
+    with bough.load(tmp_path) as lm:
+        assert next(lm.decoder.parameters()).dtype == torch.bfloat16
+
+
+def test_a_folder_without_a_tokenizer_takes_token_ids(tmp_path):
+    make_checkpoint(tmp_path, "llama3")
+    with bough.load(tmp_path) as lm:
+        answer = bough.solve(lm, [1, 2, 3], strategy=Greedy(max_tokens=4))
+        assert len(answer.text.split()) == 4
+        with pytest.raises(UnsupportedError, match="has no tokenizer: give token ids"):
+            bough.solve(lm, "text", strategy=Greedy())
+
+
+def test_a_process_reward_model_is_recognised_by_its_checkpoint(checkpoint, classifier):
+    reward = bough.load_reward(classifier, step_tag="<think>")
+    with bough.load(checkpoint) as lm:
+        answer = bough.solve(lm, "sum ", strategy=bough.search.BestOfN(n=3, max_tokens=6), reward=reward)
+    assert 0 <= answer.score <= 1
+    assert answer.ledger.reward_tokens > 0
+    reward.backend.close()
+
+
+def test_a_causal_model_is_a_reward_only_with_a_format(checkpoint):
+    with pytest.raises(UnsupportedError, match="does not say how a process reward is read"):
+        bough.load_reward(checkpoint)
+    reward = bough.load_reward(checkpoint, step_tag="<think>", good="s", bad="o")
+    assert reward.name == str(checkpoint)
+    reward.backend.close()
+
+
+def test_a_reward_is_taken_as_it_is():
+    oracle = Oracle(get_task("arithmetic"), get_task("arithmetic").problem("test", 0))
+    assert api.load_reward(oracle) is oracle
+    with pytest.raises(InvalidInput, match=r"\['label'\] are settings of a reward model"):
+        api.load_reward(oracle, label=1)
+
+
+def test_a_function_may_be_asynchronous(checkpoint):
+    async def slowly(text):
+        await asyncio.sleep(0)
+        return len(text)
+
+    reward = api.load_reward(slowly)
+    assert reward.name == "slowly"
+    with bough.load(checkpoint) as lm:
+        branches = [lm.branch("the sum") + " of", lm.branch("the sum") + " of 23"]
+        assert list(bough.run(reward(branches, Run()))) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "says"),
+    [
+        ("", InvalidInput, "name is empty"),
+        ("  ", InvalidInput, "name is empty"),
+        ("http://localhost:8000/v1", UnsupportedError, "endpoint, which this version cannot use"),
+        ("https://host/v1", UnsupportedError, "bough/nano"),
+        ("bough/huge", InvalidInput, "bough/nano"),
+        ("no/such/folder/at/all", CheckpointError, "neither a folder"),
+    ],
+)
+def test_what_is_no_model_says_what_is_one(source, error, says):
+    with pytest.raises(error, match=says):
+        bough.load(source)
+
+
+def test_an_empty_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="config.json"):
+        bough.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "int3"}, "dtype='int3' is not one of float32"),
+        ({"device": "abacus"}, "device='abacus' is none that torch knows"),
+        ({"context": 0}, "context=0 must be at least 1"),
+        ({"kv_tokens": -1}, "kv_tokens=-1 must be at least 1"),
+        ({"max_batch": 0}, "max_batch=0 must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(checkpoint, options, says):
+    with pytest.raises(InvalidInput, match=says):
+        bough.load(checkpoint, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said(checkpoint):
+    with pytest.raises(InvalidInput, match="no CUDA device here; give device='cpu'"):
+        bough.load(checkpoint, device="cuda")
+
+
+def test_the_embedded_models_load_by_name():
+    for name in zoo.MODELS:
+        assert api.resolve(name) == zoo.path(name)
+        with bough.load(name) as lm:
+            assert lm.name == name
+    with bough.load("bough/nano") as lm:
+        logits = lm.logits(lm.branch("23+48-17*3\n"))
+        assert logits.dtype == np.float32
+        assert logits.shape == (lm.branch("23+48-17*3\n").length, lm.vocab_size)
