@@ -292,40 +292,24 @@ def reward_for(
 ) -> Reward | None:
     """The reward to use; a reward model is loaded once per model that it serves, and lives as long.
 
-    Without one given it is the one that comes with the model, if there is any; a strategy that does not need a
-    reward gets it too (some use one under certain parameters), but it is loaded only when it is called.
+    Without one given, a strategy that needs one gets the one that comes with the model, if there is any.
     """
-    if reward is None:
+    if reward is None and strategy.info.needs_reward:
         reward = default_reward(lm.name)
-        if reward is not None and not strategy.info.needs_reward:
-            return _Deferred(lm, reward)
-        if strategy.info.needs_reward and reward is None:
+        if reward is None:
             raise UnsupportedError(
                 f"{strategy.info.name} needs a reward, and {lm.name} comes with none; give one: the name or "
                 "folder of a process reward model or, in Python, a function of the text"
             )
     if reward is None:
         return None
-    return _cached_reward(lm, reward) if isinstance(reward, (str, os.PathLike)) else load_reward(reward)
-
-
-def _cached_reward(lm: Backend, source: Source) -> Reward:
+    if not isinstance(reward, (str, os.PathLike)):
+        return load_reward(reward)
     cache = _rewards.setdefault(lm, {})
-    name = os.fspath(source)
+    name = os.fspath(reward)
     if name not in cache:
-        cache[name] = load_reward(source)
+        cache[name] = load_reward(reward)
     return cache[name]
-
-
-class _Deferred:
-    """A model's own reward, loaded when it is first called."""
-
-    def __init__(self, lm: Backend, name: str) -> None:
-        self._lm = lm
-        self.name = name
-
-    async def __call__(self, branches: Sequence[Branch], run: Run) -> Sequence[float]:
-        return await _cached_reward(self._lm, self.name)(branches, run)
 
 
 def default_reward(model: str) -> str | None:
