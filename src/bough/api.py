@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
+import bough.trace  # noqa: F401  (so that a trace can be saved as a page)
 from bough.core import (
     Answer,
     Backend,

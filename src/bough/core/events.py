@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .errors import InvalidInput
+
 NodeId = str
 
 
@@ -141,9 +143,13 @@ class Trace:
         The file appears whole or not at all, so a full disk loses neither the trace in memory nor an older file.
 
         Raises:
+            InvalidInput: there is no writer for that suffix.
             OSError: the file could not be written.
         """
         path = Path(path)
+        if path.suffix != ".jsonl" and path.suffix not in self.writers:
+            known = ", ".join([".jsonl", *self.writers])
+            raise InvalidInput(f"{path} has the suffix {path.suffix!r}; a trace is saved as {known}")
         scratch = path.with_name(f".{path.name}.part")
         writer = self.writers.get(path.suffix)
         try:

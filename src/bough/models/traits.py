@@ -261,7 +261,7 @@ INERT = frozenset(
     | {"use_cache", "cache_implementation", "_attn_implementation_autoset", "chunk_size_feed_forward"}
     | {"output_router_logits", "output_attentions", "output_hidden_states", "return_dict", "is_decoder"}
     # read elsewhere, or another way of saying layer_types
-    | {"bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"}
+    | {"process_reward", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"}
     | {"id2label", "label2id", "num_labels", "_sliding_window_pattern"}
 )
 
