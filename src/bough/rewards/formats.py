@@ -37,7 +37,8 @@ class GoodBad:
 
     def read(self, tokenizer: TokenizerLike, logprobs: np.ndarray) -> np.ndarray:
         good, bad = single_token(tokenizer, self.good), single_token(tokenizer, self.bad)
-        return 1 / (1 + np.exp((logprobs[:, bad] - logprobs[:, good]).astype(np.float64)))
+        # tanh is the logistic function that never overflows.
+        return (1 + np.tanh((logprobs[:, good] - logprobs[:, bad]).astype(np.float64) / 2)) / 2
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class ProcessReward:
     def _fitting(self, tokens: list[int], branch: Branch) -> list[int] | None:
         if len(tokens) <= self.backend.context:
             return tokens
-        if branch.finish == "context":
+        if branch.length >= branch.backend.context:
             return None
         raise InvalidInput(
             f"a solution has {len(tokens)} tokens for the reward {self.name}, more than its context of "
