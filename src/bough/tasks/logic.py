@@ -90,7 +90,7 @@ class Logic(Task):
 
     name = "logic"
     levels = tuple(_LEVELS)
-    default_level = 4
+    default_level = 3
 
     def draw(self, rng: random.Random, level: int) -> Draw:
         shape = _LEVELS[level]

@@ -93,7 +93,7 @@ class Stories(Task):
 
     name = "stories"
     levels = tuple(_LEVELS)
-    default_level = 4
+    default_level = 3
 
     def draw(self, rng: random.Random, level: int) -> Draw:
         (fewest, most), people, asides, largest = _LEVELS[level]

@@ -1,1 +1,26 @@
-"""The embedded models."""
+"""The embedded models: where they lie, and the recipe that makes them (`python -m bough.zoo`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bough.core.errors import InvalidInput
+
+MODELS = {
+    "bough/nano": "4.9 M parameters; solves bough's four tasks in steps, and errs often enough to be worth helping",
+    "bough/nano-draft": "0.9 M parameters; the same tokenizer and tasks, for drafting",
+    "bough/nano-prm": "a process reward model for bough/nano: how likely each step leaves the solution right",
+}
+
+
+def path(name: str) -> Path:
+    """The folder of an embedded model, in Hugging Face format.
+
+    Raises InvalidInput, naming the models there are, for any other name.
+    """
+    if name not in MODELS:
+        raise InvalidInput(f"there is no embedded model {name!r}: choose from {', '.join(MODELS)}")
+    return Path(__file__).parent / name.removeprefix("bough/")
+
+
+__all__ = ["MODELS", "path"]

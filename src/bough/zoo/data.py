@@ -13,10 +13,24 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bough.tasks import TASKS
-from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
-LEVEL_WEIGHTS = (2, 3, 4, 4, 3, 2)  # of levels 1 to 6
-TASK_WEIGHTS = {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 3}  # of documents
+from .tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How documents are drawn until a batch is reached: weights of the tasks, and of levels 1 to 6."""
+
+    until: float
+    tasks: dict[str, int]
+    levels: tuple[int, ...]
+
+
+# First a bit of everything; then more of what is hard to learn and of the levels that are in reach.
+MIXES = (
+    Mix(1400, {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 3}, (2, 3, 4, 4, 3, 2)),
+    Mix(float("inf"), {"arithmetic": 2, "countdown": 4, "stories": 4, "logic": 6}, (4, 5, 5, 3, 1, 1)),
+)
 BUCKETS = (48, 64, 96, 128, 160, 192, 256)  # padded lengths
 
 
@@ -52,10 +66,12 @@ def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 
     rng = random.Random(f"zoo/{seed}")
     queues: dict[int, list[tuple[list[int], int]]] = {length: [] for length in BUCKETS}
     indices = dict.fromkeys(((task, level) for task, t in TASKS.items() for level in t.levels), 0)
+    made = 0
     while True:
+        mix = next(mix for mix in MIXES if made < mix.until)
         prompts, solutions = [], []
-        for task in rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()), k=256):
-            level = rng.choices(TASKS[task].levels, LEVEL_WEIGHTS)[0]
+        for task in rng.choices(list(mix.tasks), list(mix.tasks.values()), k=256):
+            level = rng.choices(TASKS[task].levels, mix.levels)[0]
             problem = TASKS[task].problem("train", indices[task, level], level)
             indices[task, level] += 1
             prompts.append(problem.prompt)
@@ -63,6 +79,7 @@ def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 
         encoded = zip(
             tokenizer.encode_batch_fast(prompts, add_special_tokens=False),
             tokenizer.encode_batch_fast(solutions, add_special_tokens=False),
+            strict=True,
         )
         for prompt, solution in encoded:
             ids = [BOS_ID, *prompt.ids, *solution.ids, EOS_ID]
@@ -72,10 +89,9 @@ def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 
             queue = queues[length]
             queue.append((ids, 1 + len(prompt.ids)))
             if len(queue) == tokens_per_batch // length:
-                if skip:
-                    skip -= 1
-                else:
+                if made >= skip:
                     yield _pad(queue, length)
+                made += 1
                 queues[length] = []
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from bough.models import Decoder
 from bough.tasks import TASKS, Problem
-from bough.zoo.attend import CachedAttend, RectangleAttend
-from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+from .attend import CachedAttend, RectangleAttend
+from .tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 
 @torch.inference_mode()
@@ -32,26 +33,30 @@ def sample(
     tokens = torch.full((rows, longest), PAD_ID)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    size = min(longest + max_tokens, config.context)
+    limits = (lengths + max_tokens).clamp(max=config.context)
     dtype = decoder.embed.weight.dtype
-    cache = CachedAttend(config.num_layers, rows, size, config.num_kv_heads, config.head_dim, dtype)
+    cache = CachedAttend(config.num_layers, rows, int(limits.max()), config.num_kv_heads, config.head_dim, dtype)
     first = partial(cache.prefill, RectangleAttend(rows, longest))
     hidden = decoder(tokens.flatten(), torch.arange(longest).repeat(rows), first).last
     hidden = hidden.view(rows, longest, -1)[torch.arange(rows), lengths - 1]
     out: list[list[int]] = [[] for _ in prompts]
-    alive, positions = torch.arange(rows), lengths.clone()
+    alive, positions, ended = torch.arange(rows), lengths.clone(), torch.zeros(rows, dtype=torch.bool)
     while True:
         new = _choose(decoder.logits(hidden), temperature, generator)
-        going = (new != EOS_ID) & (positions < size)
-        for row, token, goes in zip(alive.tolist(), new.tolist(), going.tolist()):
+        going = ~ended & (new != EOS_ID) & (positions < limits)
+        for row, token, goes in zip(alive.tolist(), new.tolist(), going.tolist(), strict=True):
             if goes:
                 out[row].append(token)
-        if not going.all():
-            kept = going.nonzero().flatten()
-            if not len(kept):
-                return out
+        ended |= ~going
+        if ended.all():
+            return out
+        # Moving the cache costs more than a few idle rows do.
+        if ended.float().mean() > 0.2:
+            kept = (~ended).nonzero().flatten()
             cache.keep(kept)
-            alive, new, positions = alive[kept], new[kept], positions[kept]
+            alive, limits, ended = alive[kept], limits[kept], ended[kept]
+            new, positions = new[kept], positions[kept]
+        positions = positions.masked_fill(ended, 0)
         cache.place(positions)
         hidden = decoder(new, positions, cache).last
         positions = positions + 1
@@ -60,8 +65,9 @@ def sample(
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return ((logits / temperature).softmax(-1) / noise).argmax(-1)
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+    at = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
+    return (cumulative <= at).sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def sample_problems(
@@ -82,7 +88,7 @@ def sample_problems(
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         completions = sample(decoder, [prompts[i] for i in rows], temperature, max_tokens, generator)
-        for i, text in zip(rows, tokenizer.decode_batch(completions)):
+        for i, text in zip(rows, tokenizer.decode_batch(completions), strict=True):
             texts[i] = text
     return texts
 
@@ -99,6 +105,7 @@ def accuracy(
     """The share of each task's first `count` problems, at the given level, that one completion gets right."""
     problems = [TASKS[task].problem(split, i, level) for task, level in levels.items() for i in range(count)]
     right = {task: 0 for task in levels}
-    for problem, text in zip(problems, sample_problems(decoder, tokenizer, problems, temperature, seed)):
+    texts = sample_problems(decoder, tokenizer, problems, temperature, seed)
+    for problem, text in zip(problems, texts, strict=True):
         right[problem.task] += TASKS[problem.task].check(problem, text)
     return {task: number / count for task, number in right.items()}

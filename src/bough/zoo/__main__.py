@@ -1,0 +1,69 @@
+"""Trains the embedded models and replaces the folders that ship with bough.
+
+    python -m bough.zoo                     # all of them: about two hours on one core with bf16 matmuls
+    python -m bough.zoo nano-prm            # one of them; nano-prm and nano-draft need nano's training state
+
+A run goes on where it was interrupted: its state is kept under build/zoo, which may be deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bough.models import Decoder
+
+from . import path
+from .card import write_folder
+from .data import MIXES
+from .language import RECIPES, make_tokenizer, train_language_model
+from .measure import agreement, by_level, by_tries, many_samples, reward_quality
+from .prm import BAD, GOOD, RECIPE, STEP_TAG, train_reward_model
+from .training import in_bf16
+
+NAMES = ("nano", "nano-prm", "nano-draft")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bough.zoo", description="Train the embedded models.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument("--build", type=Path, default=Path("build/zoo"), help="where the state of a run is kept")
+    parser.add_argument("--out", type=Path, default=path("bough/nano").parent, help="where the folders are written")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in NAMES:
+            parser.error(f"there is no recipe for {name!r}: choose from {', '.join(NAMES)}")
+    arguments.build.mkdir(parents=True, exist_ok=True)
+    for name in arguments.names or NAMES:
+        make(name, arguments.build, arguments.out)
+
+
+def make(name: str, build: Path, out: Path) -> None:
+    """Train one model (or go on training it), measure it, write its folder."""
+    tokenizer = make_tokenizer()
+    nano, log = train_language_model("nano", build, RECIPES["nano"])
+    shipped = in_bf16(nano)
+    samples = many_samples(shipped, tokenizer, build / "nano.samples.json")
+    mix = "; then ".join(
+        f"tasks {mix.tasks}, levels 1 to 6 as {mix.levels}" + (f", for {mix.until} steps" if mix.until < 1e9 else "")
+        for mix in MIXES
+    )
+    if name == "nano":
+        measured = {"log": log, "mix": mix, "accuracy": by_level(shipped, tokenizer), "tries": by_tries(samples)}
+        write_folder(name, out / name, nano, tokenizer, RECIPES[name], measured, {})
+    elif name == "nano-prm":
+        reward, log = train_reward_model(nano, tokenizer, build)
+        measured = {"log": log, **reward_quality(in_bf16(reward), tokenizer, samples)}
+        read_out = {"process_reward": {"step_tag": STEP_TAG, "good": GOOD, "bad": BAD}}
+        write_folder(name, out / name, reward, tokenizer, RECIPE, measured, read_out)
+    else:
+        draft, log = train_language_model(name, build, RECIPES[name])
+        small: Decoder = in_bf16(draft)
+        measured = {"log": log, "mix": mix, "accuracy": by_level(small, tokenizer)}
+        measured["agreement"] = agreement(shipped, small, tokenizer, samples)
+        write_folder(name, out / name, draft, tokenizer, RECIPES[name], measured, {})
+
+
+if __name__ == "__main__":
+    main()

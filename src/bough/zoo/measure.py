@@ -1,0 +1,125 @@
+"""What the embedded models' cards say of them, measured on test problems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from bough.models import Decoder
+from bough.tasks import TASKS, Problem
+
+from .prm import Marked, marked, pad, reliability, scores, tags_of
+from .sampling import sample_problems
+from .training import hidden_states, logits_of
+
+PROBLEMS = 200  # of each task and level
+TRIES = 64  # samples of each problem of a default level
+FEW = 4  # and of the other levels
+
+
+def solved(problems: Sequence[Problem], completions: Sequence[str]) -> np.ndarray:
+    """Which completions are right, [N] bool."""
+    judged = [TASKS[p.task].check(p, text) for p, text in zip(problems, completions, strict=True)]
+    return np.array(judged)
+
+
+def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[str, float]]]:
+    """For each task and level: the share right of greedy and of sampled (temperature 1) completions."""
+    table: dict[str, dict[int, dict[str, float]]] = {}
+    for task in TASKS.values():
+        for level in task.levels:
+            problems = [task.problem("test", index, level) for index in range(PROBLEMS)]
+            greedy = sample_problems(model, tokenizer, problems, 0.0, seed=0)
+            sampled = sample_problems(model, tokenizer, problems * FEW, 1.0, seed=0)
+            row = {
+                "greedy": float(solved(problems, greedy).mean()),
+                "sampled": float(solved(problems * FEW, sampled).mean()),
+            }
+            table.setdefault(task.name, {})[level] = row
+            print(task.name, level, json.dumps(row), flush=True)
+    return table
+
+
+def many_samples(model: Decoder, tokenizer: Tokenizer, file: Path) -> dict[str, list[list[str]]]:
+    """TRIES completions, at temperature 1, of each test problem at the default levels; kept in a file."""
+    if not file.exists():
+        found = {}
+        for task in TASKS.values():
+            problems = [task.problem("test", index) for index in range(PROBLEMS) for _ in range(TRIES)]
+            texts = sample_problems(model, tokenizer, problems, 1.0, seed=1)
+            found[task.name] = [texts[i : i + TRIES] for i in range(0, len(texts), TRIES)]
+        file.write_text(json.dumps(found))
+    stored: dict[str, list[list[str]]] = json.loads(file.read_text())
+    return stored
+
+
+def by_tries(samples: dict[str, list[list[str]]]) -> dict[str, dict[str, float]]:
+    """For each task at its default level: how often one sample is right, and one of TRIES."""
+    table = {}
+    for name, completions in samples.items():
+        right = _right(name, completions)
+        table[name] = {"pass@1": float(right.mean()), f"pass@{TRIES}": float(right.any(1).mean())}
+    return table
+
+
+def _right(name: str, completions: list[list[str]]) -> np.ndarray:
+    problems = [TASKS[name].problem("test", index) for index in range(len(completions))]
+    return np.stack([solved([problem] * len(own), own) for problem, own in zip(problems, completions, strict=True)])
+
+
+def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, list[list[str]]]) -> dict[str, Any]:
+    """AUCs of the reward model on the samples of test problems, and how often the best-rated of N is right.
+
+    The rating of a solution is its last step's reward. Best of N is averaged over TRIES / N disjoint draws.
+    """
+    tags = tags_of(tokenizer)
+    everything: list[Marked] = []
+    best: dict[str, dict[int, float]] = {}
+    for name, completions in samples.items():
+        problems = [TASKS[name].problem("test", index) for index in range(len(completions))]
+        own = [marked(tokenizer, [p] * TRIES, texts) for p, texts in zip(problems, completions, strict=True)]
+        everything += [sample for some in own for sample in some]
+        rating = np.zeros((len(problems), TRIES))
+        for row, (some, texts) in enumerate(zip(own, completions, strict=True)):
+            last = {
+                key: values[-1] for key, values in zip(dict.fromkeys(texts), scores(reward, some, tags), strict=True)
+            }
+            rating[row] = [last[text] for text in texts]
+        right = _right(name, completions)
+        best[name] = {}
+        for n in (1, 2, 4, 8, 16, 32, 64):
+            drawn = rating.reshape(len(problems), -1, n).argmax(-1)
+            chosen = np.take_along_axis(right.reshape(len(problems), -1, n), drawn[..., None], -1)
+            best[name][n] = float(chosen.mean())
+        print(name, json.dumps(best[name]), flush=True)
+    return {"auc": reliability(everything, scores(reward, everything, tags)), "best of": best}
+
+
+@torch.inference_mode()
+def agreement(
+    model: Decoder, draft: Decoder, tokenizer: Tokenizer, samples: dict[str, list[list[str]]]
+) -> dict[str, float]:
+    """The share of the draft's tokens that speculative sampling accepts at temperature 1, along the samples.
+
+    That is the mean over positions of sum min(p, q) (arXiv:2211.17192).
+    """
+    table = {}
+    for name, completions in samples.items():
+        problems = [TASKS[name].problem("test", index) for index in range(len(completions))]
+        own = [marked(tokenizer, [p], texts[:1])[0] for p, texts in zip(problems, completions, strict=True)]
+        shares = []
+        for start in range(0, len(own), 50):
+            rows = own[start : start + 50]
+            length = max(len(sample.ids) for sample in rows)
+            tokens = pad(rows, length).tokens
+            p, q = (logits_of(m, hidden_states(m, tokens)).softmax(-1) for m in (model, draft))
+            overlap = torch.minimum(p, q).sum(-1).view(len(rows), length)
+            shares += [overlap[row, sample.ends[0] : len(sample.ids)] for row, sample in enumerate(rows)]
+        table[name] = float(torch.cat(shares).mean())
+    return table

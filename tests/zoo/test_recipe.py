@@ -1,0 +1,211 @@
+"""The parts of the zoo's recipe: tokenizer, documents, attention, sampler, step labels, AUC, folders."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from bough.core.errors import InvalidInput
+from bough.models import Decoder, dense_attend, load_decoder, load_tokenizer
+from bough.tasks import TASKS
+from bough.zoo import path
+from bough.zoo.card import write_folder
+from bough.zoo.data import batches
+from bough.zoo.prm import Marked, auc, margins, marked, pad, reliability, scores, tags_of
+from bough.zoo.sampling import sample, sample_problems
+from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, train_tokenizer
+from bough.zoo.training import Recipe, config_of, fit, hidden_states, logits_of, next_token_loss
+
+TINY = Recipe(hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, steps=30, batch_tokens=512, warmup=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    problems = [task.problem("train", index) for task in TASKS.values() for index in range(40)]
+    return train_tokenizer(problem.prompt + problem.solution for problem in problems)
+
+
+@pytest.fixture()
+def decoder(tokenizer):
+    return Decoder.from_config({**config_of(TINY, tokenizer.get_vocab_size()), "initializer_range": 0.2}, seed=0)
+
+
+def test_any_text_is_encoded_without_loss(tokenizer) -> None:
+    assert tokenizer.get_vocab_size() <= VOCABULARY
+    for text in ("12+34=46\n", "Zoë liebt 3 Äpfel.\t\r\n\n", "日本語 🙂", " a  b ", "<bos"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_digits_operators_and_newlines_are_tokens_of_their_own(tokenizer) -> None:
+    for task in TASKS.values():
+        for problem in (task.problem("test", index) for index in range(20)):
+            for token in tokenizer.encode(problem.prompt + problem.solution, add_special_tokens=False).tokens:
+                assert len(token) == 1 or token.removeprefix("Ġ").isalpha(), token
+
+
+def test_documents_begin_with_bos_and_train_on_the_solution_only(tokenizer) -> None:
+    for batch in itertools.islice(batches(tokenizer, 1024, seed=0), 8):
+        for ids, targets in zip(batch.tokens, batch.targets, strict=True):
+            length = int((ids != PAD_ID).sum())
+            counted = np.flatnonzero(targets >= 0)
+            assert ids[0] == BOS_ID and ids[length - 1] == EOS_ID
+            assert counted.tolist() == list(range(counted[0], length - 1))
+            assert (targets[counted] == ids[counted + 1]).all()
+            assert tokenizer.decode(ids[: counted[0] + 1]).count("\n") == 1, "the first target follows the prompt"
+            assert tokenizer.decode(targets[counted]).startswith(tokenizer.decode(ids[counted[0] + 1 :])[:5])
+
+
+def test_batches_go_on_where_an_interrupted_run_stopped(tokenizer) -> None:
+    whole = list(itertools.islice(batches(tokenizer, 1024, seed=0), 6))
+    rest = list(itertools.islice(batches(tokenizer, 1024, seed=0, skip=4), 2))
+    assert all((a.tokens == b.tokens).all() for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_no_held_out_problem_is_trained_on(tokenizer) -> None:
+    held_out = {TASKS["countdown"].problem("test", index, 1).prompt for index in range(200)}
+    for batch in itertools.islice(batches(tokenizer, 4096, seed=0), 20):
+        for ids in batch.tokens:
+            assert tokenizer.decode(ids).split("\n")[0] + "\n" not in held_out
+
+
+def test_training_attention_agrees_with_the_reference(decoder) -> None:
+    tokens = torch.randint(3, 200, (3, 10), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(10).repeat(3)
+    reference = decoder(tokens.flatten(), positions, dense_attend([10] * 3)).last
+    ours = hidden_states(decoder, tokens.numpy())
+    assert (ours.float() - reference).abs().max() < 0.1, "up to bf16"
+    assert torch.nn.functional.cosine_similarity(ours.float(), reference, -1).min() > 0.999
+
+
+def test_the_sampler_at_temperature_0_takes_the_most_likely_token_every_time(decoder) -> None:
+    prompts = [[0, 5, 9], [0, 7, 7, 7, 20, 31], [0]]
+    with torch.inference_mode():
+        for prompt, got in zip(prompts, sample(decoder, prompts, 0.0, 12, torch.Generator()), strict=True):
+            ids = list(prompt)
+            for _ in range(len(got)):
+                hidden = decoder(torch.tensor(ids), torch.arange(len(ids)), dense_attend([len(ids)])).last
+                ids.append(int(decoder.logits(hidden[-1]).argmax()))
+            assert got == ids[len(prompt) :]
+
+
+def test_the_sampler_at_temperature_1_draws_from_the_model(decoder) -> None:
+    prompts = [[0, 5]] * 4000
+    drawn = [own[0] if own else EOS_ID for own in sample(decoder, prompts, 1.0, 1, torch.Generator().manual_seed(0))]
+    with torch.inference_mode():
+        hidden = decoder(torch.tensor([0, 5]), torch.arange(2), dense_attend([2])).last[-1]
+        probabilities = decoder.logits(hidden).softmax(-1).numpy()
+    counts = np.bincount(drawn, minlength=len(probabilities))
+    top = probabilities.argsort()[-5:]
+    assert np.abs(counts[top] / 4000 - probabilities[top]).max() < 5 * np.sqrt(0.25 / 4000)
+
+
+def test_training_lowers_the_loss_and_resumes_to_the_same_weights(tokenizer, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bough.zoo.training.EVERY", 10)
+
+    def run(file: Path, steps: int) -> Decoder:
+        model = Decoder.from_config(config_of(TINY, tokenizer.get_vocab_size()), seed=0)
+        taken = itertools.count()
+
+        def data(skip: int):
+            for batch in batches(tokenizer, TINY.batch_tokens, 0, skip):
+                if next(taken) == steps:
+                    return
+                yield batch
+
+        def loss(model, batch):
+            return next_token_loss(model, batch.tokens, batch.targets)
+
+        log = fit(model, TINY, data, loss, lambda b: b.tokens.size, lambda m: {}, file)
+        assert log[-1]["loss"] < 6.2
+        return model
+
+    whole = run(tmp_path / "whole", 31)
+    run(tmp_path / "parts", 20)
+    resumed = run(tmp_path / "parts", 31)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_marked_samples_are_labelled_at_every_line_end(tokenizer) -> None:
+    task = TASKS["arithmetic"]
+    problem = task.problem("train", 0)
+    wrong = problem.solution.replace("=", "=9", 1)
+    samples = marked(tokenizer, [problem] * 3, [problem.solution, wrong, problem.solution])
+    assert [one.count for one in samples] == [2, 1]
+    lines = problem.solution.count("\n")
+    assert samples[0].labels == [True] * (lines + 1)
+    assert samples[1].labels == [True] + [False] * lines
+    for one in samples:
+        assert [tokenizer.decode([one.ids[end]]) for end in one.ends] == ["\n"] * (lines + 1)
+
+
+def test_rewards_do_not_depend_on_what_shares_the_batch(tokenizer, decoder) -> None:
+    problems = [task.problem("train", index) for task in TASKS.values() for index in range(3)]
+    samples = marked(tokenizer, problems, [problem.solution for problem in problems])
+    tags = tags_of(tokenizer)
+    assert [tokenizer.decode([tag]) for tag in tags] == ["+", "-"]
+    together = scores(decoder, samples, tags)
+    for one, values in zip(samples, together, strict=True):
+        alone = margins(decoder, pad([one], len(one.ids)), tags).sigmoid().tolist()
+        assert values == pytest.approx(alone, abs=0.02)
+
+
+def test_auc_counts_ties_half() -> None:
+    assert auc(np.array([0.9, 0.5]), np.array([0.1, 0.5])) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert np.isnan(auc(np.array([]), np.array([0.5])))
+
+
+def test_reliability_within_a_problem_sees_through_a_reward_that_only_knows_the_depth() -> None:
+    samples, rewards = [], []
+    for index in range(20):  # early steps are right, late ones wrong or right at random; the reward falls with depth
+        for right in (True, False):
+            samples.append(Marked(("arithmetic", index), [], [0, 1, 2, 3], [True, True, True, right], 1))
+            rewards.append([1.0, 0.9, 0.8, 0.1])
+    row = reliability(samples, rewards)["arithmetic"]
+    assert row["overall"] > 0.85
+    assert row["within"] == row["first error"] == 0.5
+
+
+def test_a_written_folder_is_the_same_model_in_transformers(tokenizer, decoder, tmp_path: Path) -> None:
+    log = [{"tokens": 1, "seconds": 1, "loss": 1.0}]
+    row = {str(level): {"greedy": 0.5, "sampled": 0.25} for level in range(1, 7)}
+    measured = {"log": log, "accuracy": dict.fromkeys(TASKS, row)}
+    write_folder("nano", tmp_path, decoder, tokenizer, TINY, measured, {})
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    problem = TASKS["stories"].problem("test", 0)
+    ids = theirs(problem.prompt).input_ids
+    assert ids == load_tokenizer(tmp_path).encode(problem.prompt, add_special=True)
+    assert ids[0] == BOS_ID and theirs.decode(ids[1:]) == problem.prompt
+    assert theirs.apply_chat_template([{"role": "user", "content": problem.prompt}], return_dict=False) == ids
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (BOS_ID, EOS_ID, PAD_ID)
+    assert model.dtype == torch.bfloat16
+    with torch.inference_mode():
+        expected = model.float()(torch.tensor([ids])).logits[0]
+        ours = load_decoder(tmp_path, dtype=torch.float32)
+        got = ours.logits(ours(torch.tensor(ids), torch.arange(len(ids)), dense_attend([len(ids)])).last)
+    assert (expected - got).abs().max() < 1e-4
+    card = (tmp_path / "README.md").read_text()
+    assert "25% / 50%" in card and "## Limits" in card
+    assert json.loads((tmp_path / "measurements.json").read_text())["recipe"]["seed"] == 0
+
+
+def test_an_unknown_model_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match="bough/giant.*bough/nano, bough/nano-draft, bough/nano-prm"):
+        path("bough/giant")
+
+
+def test_completions_come_back_in_the_order_of_the_problems(tokenizer, decoder) -> None:
+    problems = [task.problem("train", index) for index in range(3) for task in TASKS.values()]
+    alone = [sample_problems(decoder, tokenizer, [problem], 0.0, seed=0, max_tokens=8)[0] for problem in problems]
+    assert sample_problems(decoder, tokenizer, problems, 0.0, seed=0, batch=5, max_tokens=8) == alone
+
+
+def test_logits_are_float32(decoder) -> None:
+    assert logits_of(decoder, hidden_states(decoder, np.zeros((1, 4), np.int64))).dtype == torch.float32
