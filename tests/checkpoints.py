@@ -57,13 +57,14 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn-mscale": (
         "Llama",
         _rope(
+            100.0,  # so that the ramp lies within the 8 pairs of a head, and not at whole ones
             rope_type="yarn",
             factor=3.0,
             original_max_position_embeddings=32,
             mscale=0.7,
             mscale_all_dim=1.3,
-            beta_fast=8.0,
-            beta_slow=2.0,
+            beta_fast=2.0,
+            beta_slow=0.5,
             truncate=False,
         ),
     ),
@@ -80,7 +81,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 7,  # the sixth is global
             "rope_parameters": {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
             },
         },
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -49,6 +50,23 @@ def test_both_schemas_say_the_same(tmp_path, family):
     newer = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in newer and "rope_theta" not in newer
     assert ModelConfig.from_dict(older(newer)) == ModelConfig.from_dict(newer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_left_out_means_what_transformers_takes_it_to_mean(tmp_path, family):
+    transformers_config = type(make_checkpoint(tmp_path, family).config)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    compared = 0
+    for key in raw.keys() - {"architectures", "model_type", "dtype"}:
+        less = {name: value for name, value in raw.items() if name != key}
+        try:
+            ours = ModelConfig.from_dict(less)
+        except ConfigError:
+            continue  # required, or the default contradicts what is left: no wrong answer either way
+        filled = json.loads(transformers_config.from_dict(deepcopy(less)).to_json_string())
+        assert ours == ModelConfig.from_dict({**filled, "architectures": raw["architectures"]}), key
+        compared += 1
+    assert compared > 10
 
 
 def read(**changes: Any) -> ModelConfig:

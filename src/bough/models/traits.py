@@ -36,8 +36,9 @@ class Traits:
     moe: tuple[str, str, str, str, str] | None = None
 
 
-_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_QWEN = {"num_key_value_heads": 32, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _GEMMA = {
+    "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "hidden_act": None,
@@ -61,11 +62,11 @@ _MLP_EXPERTS = ("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
 TRAITS: Mapping[str, Traits] = MappingProxyType(
     {
         "llama": Traits("Llama", {"attention_bias": False, "mlp_bias": False}),
-        "mistral": Traits("Mistral", {"sliding_window": 4096}, windowed="all"),
-        "qwen2": Traits("Qwen2", {**_QWEN_WINDOW, "layer_types": None}, qkv_bias=True, windowed="upper"),
+        "mistral": Traits("Mistral", {"num_key_value_heads": 8, "sliding_window": 4096}, windowed="all"),
+        "qwen2": Traits("Qwen2", {**_QWEN, "layer_types": None}, qkv_bias=True, windowed="upper"),
         "qwen3": Traits(
             "Qwen3",
-            {**_QWEN_WINDOW, "layer_types": None, "attention_bias": False, "head_dim": 128},
+            {**_QWEN, "layer_types": None, "attention_bias": False, "head_dim": 128},
             qk_norm="head",
             windowed="upper",
         ),
@@ -113,6 +114,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "smollm3": Traits(
             "SmolLM3",
             {
+                "num_key_value_heads": 4,
                 "attention_bias": False,
                 "mlp_bias": False,
                 "use_sliding_window": False,
@@ -140,6 +142,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "mixtral": Traits(
             "Mixtral",
             {
+                "num_key_value_heads": 8,
                 "sliding_window": None,
                 "rms_norm_eps": 1e-5,
                 "rope_theta": 1_000_000.0,
@@ -152,6 +155,7 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "qwen3_moe": Traits(
             "Qwen3Moe",
             {
+                "num_key_value_heads": 4,
                 "attention_bias": False,
                 "use_sliding_window": False,
                 "sliding_window": 4096,
