@@ -65,6 +65,8 @@ class Results:
             raise InvalidInput(
                 f"another process is writing {self.path}; wait for it, or choose another folder"
             ) from None
+        except OSError:  # a file system without locks
+            return
 
     def _load(self) -> list[Record]:
         self._file.seek(0)

@@ -135,7 +135,7 @@ def cell_table(title: str, cells: Sequence[Cell], seconds: Sequence[float] | Non
         spent = costs["seconds"] if seconds is None else seconds[number]
         made.add_row(
             cell.label, f"{cell.accuracy.estimate:.1%}",
-            f"{cell.accuracy.low:.1%} to {cell.accuracy.high:.1%}", f"{costs['tokens']:,.1f}",
+            f"{cell.accuracy.low:.0%}–{cell.accuracy.high:.0%}", f"{costs['tokens']:,.1f}",
             f"{costs['reward_calls']:,.1f}", f"{costs['passes']:,.1f}", f"{spent:.3f}",
         )  # fmt: skip
     return made
