@@ -119,7 +119,7 @@ def test_training_lowers_the_loss_and_resumes_to_the_same_weights(tokenizer, tmp
                 yield batch
 
         def loss(model, batch):
-            return next_token_loss(model, batch.tokens, batch.targets)
+            return next_token_loss(model, batch.tokens, batch.targets, batch.weights)
 
         log = fit(model, TINY, data, loss, lambda b: b.tokens.size, lambda m: {}, file)
         assert log[-1]["loss"] < 6.2

@@ -24,12 +24,14 @@ class Mix:
     until: float
     tasks: dict[str, int]
     levels: tuple[int, ...]
+    even: bool  # whether every document counts the same in the loss, or every token
 
 
 # First a bit of everything; then more of what is hard to learn and of the levels that are in reach.
 MIXES = (
-    Mix(1400, {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 3}, (2, 3, 4, 4, 3, 2)),
-    Mix(float("inf"), {"arithmetic": 2, "countdown": 4, "stories": 4, "logic": 6}, (4, 5, 5, 3, 1, 1)),
+    Mix(1400, {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 3}, (2, 3, 4, 4, 3, 2), False),
+    Mix(1600, {"arithmetic": 2, "countdown": 4, "stories": 4, "logic": 6}, (4, 5, 5, 3, 1, 1), False),
+    Mix(float("inf"), {"arithmetic": 2, "countdown": 4, "stories": 4, "logic": 6}, (4, 5, 5, 3, 1, 1), True),
 )
 BUCKETS = (48, 64, 96, 128, 160, 192, 256)  # padded lengths
 
@@ -38,11 +40,13 @@ BUCKETS = (48, 64, 96, 128, 160, 192, 256)  # padded lengths
 class Batch:
     """Documents padded to one length.
 
-    tokens [B, L] int64; targets [B, L] int64, the next token where it counts and -100 elsewhere.
+    tokens [B, L] int64; targets [B, L] int64, the next token where it counts and -100 elsewhere; weights
+    [B, L] float32 of the targets in the loss.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray
 
     @property
     def documents(self) -> int:
@@ -90,15 +94,18 @@ def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 
             queue.append((ids, 1 + len(prompt.ids)))
             if len(queue) == tokens_per_batch // length:
                 if made >= skip:
-                    yield _pad(queue, length)
+                    yield _pad(queue, length, mix.even)
                 made += 1
                 queues[length] = []
 
 
-def _pad(documents: list[tuple[list[int], int]], length: int) -> Batch:
+def _pad(documents: list[tuple[list[int], int]], length: int, even: bool) -> Batch:
     tokens = np.full((len(documents), length), PAD_ID, np.int64)
     targets = np.full((len(documents), length), -100, np.int64)
     for row, (ids, start) in enumerate(documents):
         tokens[row, : len(ids)] = ids
         targets[row, start - 1 : len(ids) - 1] = ids[start:]
-    return Batch(tokens, targets)
+    weights = (targets >= 0).astype(np.float32)
+    if even:
+        weights /= weights.sum(1, keepdims=True)
+    return Batch(tokens, targets, weights)

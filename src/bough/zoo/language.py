@@ -46,7 +46,7 @@ def train_language_model(name: str, build: Path, recipe: Recipe) -> tuple[Decode
         decoder,
         recipe,
         data,
-        lambda model, batch: next_token_loss(model, batch.tokens, batch.targets),
+        lambda model, batch: next_token_loss(model, batch.tokens, batch.targets, batch.weights),
         lambda batch: batch.tokens.size,
         measure,
         build / f"{name}.state",

@@ -88,11 +88,15 @@ def logits_of(decoder: Decoder, hidden: Tensor) -> Tensor:
         return decoder.logits(hidden).float()
 
 
-def next_token_loss(decoder: Decoder, tokens: np.ndarray, targets: np.ndarray) -> Tensor:
-    """The mean cross-entropy, in nats, of the targets [B, L] that are not negative."""
+def next_token_loss(decoder: Decoder, tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Tensor:
+    """The weighted mean of the cross-entropy, in nats, of the targets [B, L] that are not negative."""
     flat = torch.from_numpy(targets).flatten()
     counted = (flat >= 0).nonzero().flatten()
-    return F.cross_entropy(logits_of(decoder, hidden_states(decoder, tokens)[counted]), flat[counted])
+    share = torch.from_numpy(weights).flatten()[counted]
+    each = F.cross_entropy(
+        logits_of(decoder, hidden_states(decoder, tokens)[counted]), flat[counted], reduction="none"
+    )
+    return (each * share).sum() / share.sum()
 
 
 def in_bf16(decoder: Decoder) -> Decoder:
