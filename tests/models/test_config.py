@@ -154,6 +154,61 @@ def test_contradictions_within_a_family_are_refused_by_name(prefix, model_type, 
         of_type(prefix, model_type, **changes)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "model_type", "published"),
+    [
+        # SmolLM2-135M
+        ("Llama", "llama", {"is_llama_config": True, "rope_interleaved": False, "rope_theta": 100000}),
+        # Phi-4-mini-instruct, with its 48 factors as 6
+        (
+            "Phi3",
+            "phi3",
+            {
+                "_name_or_path": "Phi-4-mini-instruct",
+                "attention_bias": False,
+                "auto_map": {"AutoTokenizer": "Xenova/gpt-4o"},
+                "embd_pdrop": 0.0,
+                "full_attn_mod": 1,
+                "interpolate_factor": 1,
+                "lm_head_bias": False,
+                "mlp_bias": False,
+                "original_max_position_embeddings": 48,
+                "partial_rotary_factor": 0.75,
+                "rope_scaling": {"long_factor": [1] * 6, "short_factor": [1.0] * 6, "type": "longrope"},
+                "rope_theta": 10000.0,
+                "sliding_window": 262144,
+                "tie_word_embeddings": True,
+            },
+        ),
+        # gemma-2-9b
+        (
+            "Gemma2",
+            "gemma2",
+            {
+                "attn_logit_softcapping": 50.0,
+                "cache_implementation": "hybrid",
+                "final_logit_softcapping": 30.0,
+                "head_dim": 256,
+                "hidden_act": "gelu_pytorch_tanh",
+                "hidden_activation": "gelu_pytorch_tanh",
+                "query_pre_attn_scalar": 256,
+                "sliding_window": 4096,
+                "sliding_window_size": 4096,
+            },
+        ),
+        # Qwen2.5-1.5B
+        (
+            "Qwen2",
+            "qwen2",
+            {"max_window_layers": 28, "sliding_window": 131072, "use_sliding_window": False, "use_mrope": False},
+        ),
+    ],
+)
+def test_published_configs_are_understood(prefix, model_type, published):
+    common = {"use_cache": True, "initializer_range": 0.02, "torch_dtype": "bfloat16"}
+    assert of_type(prefix, model_type, **published, **common).num_layers == 4
+
+
 def test_inert_keys_and_off_values_change_nothing():
     plain = read()
     assert plain == read(

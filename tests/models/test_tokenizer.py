@@ -131,7 +131,8 @@ def test_chat_as_transformers(tmp_path, kind, add_generation_prompt):
 def test_templates_may_stop_loops_dump_json_tell_the_date_and_mark_generations(tmp_path):
     template = (
         "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m | tojson(indent=2) }}\n"
-        "    {%- generation %} ours {% endgeneration %}{% endfor %}{{ strftime_now('%Y') }}{{ bos_token }}"
+        "    {%- generation %} ours {% endgeneration %}{% endfor %}"
+        "{% if tools is not none or documents is not none %}wrong{% endif %}{{ strftime_now('%Y') }}{{ bos_token }}"
     )
     make_tokenizer(tmp_path, "bytes", chat_template=template)
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)

@@ -58,6 +58,15 @@ def test_shards_load_as_one_file_does(shards):
     assert same(load_decoder(shards), load_decoder(shards.parent / "whole"))
 
 
+def test_saving_over_shards_replaces_them(shards):
+    decoder = load_decoder(shards)
+    decoder.norm.weight.data += 1
+    save_decoder(decoder, shards)
+    assert same(load_decoder(shards), decoder)
+    again = transformers.AutoModelForCausalLM.from_pretrained(shards)
+    assert torch.equal(again.model.norm.weight, decoder.norm.weight)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_stored_type_is_kept_unless_another_is_asked_for(tmp_path, dtype):
     model = make_checkpoint(tmp_path / "float32", "llama2")

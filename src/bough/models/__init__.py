@@ -3,6 +3,7 @@
 from .attention import Attend, AttentionSpec, dense_attend
 from .config import LayerSpec, ModelConfig
 from .decoder import Decoder, Hidden
+from .hub import resolve
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import load_decoder, save_decoder
 
@@ -17,5 +18,6 @@ __all__ = [
     "dense_attend",
     "load_decoder",
     "load_tokenizer",
+    "resolve",
     "save_decoder",
 ]

@@ -269,7 +269,7 @@ class Decoder(nn.Module):
             raise
         if config.embed_scale != 1.0:
             # The scale is rounded to the parameters' type, as in training.
-            x = x * torch.tensor(config.embed_scale, dtype=x.dtype, device=x.device)
+            x = x * torch.tensor(config.embed_scale, dtype=x.dtype).item()
         captured = {}
         for index in run:
             rope = config.layers[index].rope

@@ -86,8 +86,13 @@ class Tokenizer:
         if self.chat_template is None:
             raise InvalidInput("this checkpoint has no chat template; give text or token ids instead")
         try:
+            # Templates ask whether tools and documents are none, not whether they are defined.
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
             )
         except jinja2.TemplateError as error:
             raise InvalidInput(f"the checkpoint's chat template refuses these messages: {error}") from error
@@ -129,10 +134,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
         raise CheckpointError(f"{path} is corrupt or truncated ({error}); download it again") from error
     settings = _json(folder / "tokenizer_config.json")
     special = _special_tokens({**_json(folder / "special_tokens_map.json"), **settings})
-    for token in special.values():
-        if tokenizer.token_to_id(token) is None:
-            raise CheckpointError(f"{folder}: special token {token!r} is not in tokenizer.json")
     bos, eos = special.get("bos_token"), special.get("eos_token")
+    for token in (bos, eos):
+        if token is not None and tokenizer.token_to_id(token) is None:
+            raise CheckpointError(f"{folder}: special token {token!r} is not in tokenizer.json")
     generation = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
     ends = generation.get("eos_token_id")
     if ends is None:

@@ -258,12 +258,14 @@ INERT = frozenset(
     # provenance
     {"architectures", "model_type", "auto_map", "_name_or_path", "transformers_version"}
     | {"transformers.js_config", "is_llama_config", "tokenizer_class", "torch_dtype", "dtype"}
+    | {"unsloth_fixed", "unsloth_version"}
     # training
     | {"initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout"}
     | {"classifier_dropout", "router_aux_loss_coef", "router_jitter_noise", "problem_type", "pretraining_tp"}
     # how transformers runs it, and what it returns besides
-    | {"use_cache", "cache_implementation", "_attn_implementation_autoset", "chunk_size_feed_forward"}
+    | {"use_cache", "cache_implementation", "_attn_implementation_autoset", "_attn_implementation"}
     | {"output_router_logits", "output_attentions", "output_hidden_states", "return_dict", "is_decoder"}
+    | {"chunk_size_feed_forward", "do_sample", "temperature", "top_k", "top_p", "max_length"}
     # read elsewhere, or another way of saying layer_types
     | {"process_reward", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"}
     | {"id2label", "label2id", "num_labels", "_sliding_window_pattern"}

@@ -155,7 +155,7 @@ def _open(folder: Path) -> Files:
     """Each safetensors file of the folder, with where its tensors lie."""
     index = folder / "model.safetensors.index.json"
     where: Mapping[str, str] | None = None
-    if index.exists():
+    if index.exists() and not (folder / "model.safetensors").exists():  # as transformers chooses
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where:
             raise CheckpointError(f"{index} has no weight_map")
