@@ -208,6 +208,8 @@ def prepare(
     root = lm.branch(text, seed=seed)
     made = Run(task=aim, reward=judge, budget=budget, on_event=on_event)
     if trace:
+        import bough.trace  # noqa: F401  (teaches traces to be saved as a page)
+
         made.trace = Trace(header(chosen, root, made, seed))
     made.check(chosen, root)
     return Prepared(chosen, root, made)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,10 +154,28 @@ def test_a_gpu_that_is_not_there_is_said(checkpoint):
 
 def test_the_embedded_models_load_by_name():
     for name in zoo.MODELS:
-        assert api.resolve(name) == zoo.path(name)
         with bough.load(name) as lm:
             assert lm.name == name
-    with bough.load("bough/nano") as lm:
-        logits = lm.logits(lm.branch("23+48-17*3\n"))
-        assert logits.dtype == np.float32
-        assert logits.shape == (lm.branch("23+48-17*3\n").length, lm.vocab_size)
+            logits = lm.logits(lm.branch("23+48-17*3\n"))
+            assert logits.dtype == np.float32
+            assert logits.shape == (lm.branch("23+48-17*3\n").length, lm.vocab_size)
+
+
+EXAMPLE = """
+import bough
+
+lm = bough.load("bough/nano")
+answer = bough.solve(lm, "23+48-17*3", strategy=bough.search.AStar(width=4),
+                     reward="bough/nano-prm", budget=bough.Budget(tokens=2_000), seed=0)
+print(answer.text, answer.score, answer.ledger)
+answer.trace.save("tree.html")
+"""
+
+
+def test_the_first_example_anybody_sees_runs_as_it_stands(tmp_path):
+    child = subprocess.run([sys.executable, "-c", EXAMPLE], cwd=tmp_path, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    *_, answer, ledger = child.stdout.splitlines()
+    assert answer.startswith("answer ")
+    assert "tokens generated" in ledger
+    assert (tmp_path / "tree.html").read_text().startswith("<!")

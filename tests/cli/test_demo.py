@@ -53,6 +53,17 @@ def test_a_trace_that_cannot_be_saved_is_refused_first(chains, bough):
     assert result.stdout == ""
 
 
+def test_the_demo_runs_on_the_embedded_models(bough, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(bough("demo", "-n", 4, "--json").stdout)
+    (task,) = found["tasks"]
+    assert [cell["strategy"] for cell in task["cells"]] == list(TECHNIQUES)
+    assert all(cell["model"] == "bough/nano" and cell["tokens"] > 0 for cell in task["cells"])
+    assert {cell["reward"] for cell in task["cells"]} == {"bough/nano-prm"}
+    if "example" in found:
+        assert (tmp_path / "bough-demo.html").read_text().startswith("<!")
+
+
 def test_ctrl_c_shows_what_was_finished(child, tmp_path):
     process = subprocess.Popen(
         **child("demo", "-n", 6, "--level", 2, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
