@@ -120,6 +120,9 @@ def test_what_is_not_executed_is_refused_by_name(changes, named):
     ("prefix", "model_type", "changes", "named"),
     [
         ("Gemma3", "gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("Gemma3", "gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "by layer type"),
+        ("Mistral", "mistral", {"sliding_window": 0}, "sliding_window must be a positive integer, got 0"),
+        ("Phi3", "phi3", {"partial_rotary_factor": 0.6}, "9 of 16 dimensions"),
         ("Gemma2", "gemma2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries"),
         ("Gemma2", "gemma2", {"sliding_window": 8, "sliding_window_size": 9}, "sliding_window_size 9"),
         ("Qwen2", "qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),

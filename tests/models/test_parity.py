@@ -115,6 +115,23 @@ def test_a_flat_batch_of_sequences_equals_each_alone(pair, tokens, family):
     torch.testing.assert_close(flat, alone, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("family", "biases"),
+    [
+        *((family, ["attention_bias"]) for family in ("qwen3", "gemma2", "gemma3", "olmo2", "qwen3-moe", "olmoe")),
+        ("granite", ["attention_bias", "mlp_bias"]),
+        ("smollm3", ["attention_bias", "mlp_bias"]),
+    ],
+)
+@torch.inference_mode()
+def test_biases_where_the_config_asks_for_them(tmp_path, tokens, family, biases):
+    reference = make_checkpoint(tmp_path, family, **dict.fromkeys(biases, True))
+    decoder = load_decoder(tmp_path)
+    assert decoder.layers[0].attention.qkv.bias is not None
+    expected = reference(tokens[None]).logits[0]
+    torch.testing.assert_close(logits(decoder, tokens), expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "llama2", "mixtral"])
 @torch.inference_mode()
 def test_token_classification_heads(tmp_path, tokens, family):

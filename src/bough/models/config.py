@@ -20,7 +20,6 @@ from .traits import ARCHITECTURES, COMMON, EXPERTS, INERT, NULLABLE, OFF, TRAITS
 
 HeadKind = Literal["lm", "classification"]
 
-
 _ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 
 
@@ -130,7 +129,7 @@ class ModelConfig:
             tied=bool(reader["tie_word_embeddings"]) and head == "lm",
             moe=_moe(reader),
             head=head,
-            labels=len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2),
+            labels=len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels") or 2,
             raw=dict(raw),
         )
         reader.refuse_the_rest()
@@ -203,6 +202,8 @@ def _activation(reader: _Reader) -> str:
 def _layers(reader: _Reader, scale: float, rope_of: Mapping[str, int]) -> tuple[LayerSpec, ...]:
     count = reader.size("num_hidden_layers")
     window = reader["sliding_window"] if reader["use_sliding_window"] else None
+    if window is not None and (not isinstance(window, int) or window < 1):
+        raise ConfigError(f"sliding_window must be a positive integer, got {window!r}")
     if reader["sliding_window_size"] not in (None, window):
         raise ConfigError(f"sliding_window is {window}, but sliding_window_size {reader['sliding_window_size']}")
     rotated = reader["no_rope_layers"]
@@ -287,7 +288,9 @@ def _ropes(reader: _Reader, head_dim: int) -> tuple[tuple[RopeSpec, ...], dict[s
         raise ConfigError("config.json has both rope_parameters and rope_scaling, and they differ; keep one")
     full = sliding = dict(newer or older or {})
     if reader["rope_local_base_freq"] is not None:
-        if newer and "full_attention" in newer:
+        if newer and "full_attention" not in newer:
+            raise ConfigError("rope_parameters must be given by layer type (full_attention, sliding_attention)")
+        if newer:
             full, sliding = dict(newer["full_attention"] or {}), dict(newer.get("sliding_attention") or {})
         else:
             sliding = {}
@@ -322,6 +325,8 @@ def _rope(reader: _Reader, given: dict[str, Any], head_dim: int) -> RopeSpec:
     if partial not in (None, 1.0) and "partial_rotary_factor" not in reader.known:
         raise ConfigError(f"partial_rotary_factor {partial} is not supported for a {reader.model_type} model")
     dim = int(head_dim * (partial or 1.0))
+    if dim % 2 or not 0 < dim <= head_dim:
+        raise ConfigError(f"{dim} of {head_dim} dimensions of a head cannot be rotated in pairs")
     mscale, mscale_all = given.pop("mscale", None), given.pop("mscale_all_dim", None)
     for key in ("short_factor", "long_factor"):
         if key in given:
