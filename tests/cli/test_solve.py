@@ -133,6 +133,7 @@ def test_a_full_disk_under_the_trace_still_gives_the_answer(chains, bough, monke
         (["--problem", "1"], "--problem is the number"),
         (["--task", "arithmetic", "--problem", "-1"], "negative"),
         (["--task", "arithmetic", "--problem", "1", "--level", "99"], "no level 99"),
+        ([PROMPT, "--trace", "t.txt"], "end it in .html"),
         ([PROMPT, "--trace", "no/where/t.html"], "no folder no/where"),
         ([PROMPT * 100, "--task", "arithmetic"], "leaves no room in the context"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,6 +91,16 @@ def load_reward(source: str | None, params: Sequence[str] | None) -> Reward | st
             raise InvalidInput(f"reward parameter {param!r} has no value; write it as {name or 'name'}=value")
         settings[name] = int(value) if value.isdigit() else value
     return api.load_reward(source, **settings)
+
+
+def check_trace_file(path: Path) -> None:
+    """Refuse a trace's file name before the search rather than after it."""
+    from bough.core import InvalidInput
+
+    if path.suffix not in (".html", ".jsonl"):
+        raise InvalidInput(f"--trace {path}: end it in .html, to look at, or in .jsonl, to read and replay")
+    if not path.parent.is_dir():
+        raise InvalidInput(f"--trace {path}: there is no folder {path.parent}; make it first")
 
 
 def chosen_tasks(names: Sequence[str]) -> list[Task]:

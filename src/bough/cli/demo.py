@@ -19,6 +19,7 @@ from bough.cli.common import (
     ModelOption,
     RewardOption,
     cell_table,
+    check_trace_file,
     chosen_problems,
     chosen_tasks,
     err,
@@ -67,10 +68,8 @@ def demo(
     from bough import api
     from bough.bench import Arm, TrialsFailed
     from bough.cli.params import make_strategy
-    from bough.core import InvalidInput
 
-    if not trace.parent.is_dir():
-        raise InvalidInput(f"--trace {trace}: there is no folder {trace.parent}; make it first")
+    check_trace_file(trace)
     arms = [Arm(make_strategy(name)) for name in TECHNIQUES]
     chosen = [
         (task, chosen_problems(task, "test", level, problems)) for task in chosen_tasks(tasks or ["arithmetic"])

@@ -20,6 +20,7 @@ from bough.cli.common import (
     ModelOption,
     RewardOption,
     RewardParamOption,
+    check_trace_file,
     chosen_problems,
     chosen_tasks,
     err,
@@ -99,13 +100,13 @@ def solve(
     """
     from bough import api
     from bough.cli.params import make_strategy
-    from bough.core import BoughError, Budget, InvalidInput, run
+    from bough.core import BoughError, Budget, run
 
     made = make_strategy(strategy, param or ())
     budget = Budget(budget_tokens, budget_passes, budget_reward_calls, budget_seconds)
     asked = _asked(prompt, task, problem, level)
-    if trace is not None and not trace.parent.is_dir():
-        raise InvalidInput(f"--trace {trace}: there is no folder {trace.parent}; make it first")
+    if trace is not None:
+        check_trace_file(trace)
     watch = _Watch(stream=events, quiet=json)
     with err.status(f"loading {model}"):
         lm = api.load(model, dtype=dtype, device=device)
@@ -215,8 +216,6 @@ class _Watch:
 def _save(prepared: Prepared, path: Path | None) -> Path | None:
     if path is None or prepared.run.trace is None:
         return None
-    import bough.trace  # noqa: F401  (knows how to write .html)
-
     return prepared.run.trace.save(path)
 
 
