@@ -16,8 +16,8 @@ from bough.tasks import SPLITS, TASKS, Problem, Task, get_task
 DIGESTS = {
     "arithmetic": "c9b5325def08eef9",
     "countdown": "eaedc232180c4da5",
-    "stories": "e7603cd6c27d8bc5",
-    "logic": "3f47e772a59138b9",
+    "stories": "15cc46675cb6f46e",
+    "logic": "fd4ce6f2c8c75b09",
 }
 EACH = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 
@@ -209,21 +209,23 @@ def test_logic_answers_agree_with_the_forward_closure_and_are_balanced() -> None
 
 def test_logic_counts_a_dead_end_as_wrong_and_unknown_only_at_the_end_of_a_chain() -> None:
     task = get_task("logic")
-    rules = "Mia is red. Tom is old. If red then tall. If red then shy. If tall then not kind. If old then kind. "
+    rules = (
+        "Facts: Mia is red. Tom is old. If red then tall. If red then shy. If tall then not kind. If old then kind. "
+    )
 
     def labels(question: str, answer: str, completion: str) -> list[bool]:
         return task.step_labels(Problem("logic", 1, "test", 0, rules + question, answer, ""), completion)
 
     kind = ("Is Mia kind?\n", "false")
-    assert labels(*kind, "red so tall\ntall so not kind\nanswer false\n") == [True] * 3
-    assert labels(*kind, "red so shy\nanswer false\n") == [False] * 2
-    assert labels(*kind, "red so tall\nanswer false\n") == [True, False]
-    assert labels(*kind, "old so kind\n") == [False], "a fact about someone else"
-    assert labels(*kind, "red so not kind\n") == [False], "not a rule, though it follows"
-    assert labels(*kind, "red so tall\nred so shy\n") == [True, False], "not a chain"
+    assert labels(*kind, "If red then tall.\nIf tall then not kind.\nanswer false\n") == [True] * 3
+    assert labels(*kind, "If red then shy.\nanswer false\n") == [False] * 2
+    assert labels(*kind, "If red then tall.\nanswer false\n") == [True, False]
+    assert labels(*kind, "If old then kind.\n") == [False], "a fact about someone else"
+    assert labels(*kind, "If red then not kind.\n") == [False], "not a rule, though it follows"
+    assert labels(*kind, "If red then tall.\nIf red then shy.\n") == [True, False], "not a chain"
     old = ("Is Mia old?\n", "unknown")
-    assert labels(*old, "red so shy\nanswer unknown\n") == [True] * 2
-    assert labels(*old, "red so tall\nanswer unknown\n") == [True, False]
+    assert labels(*old, "If red then shy.\nanswer unknown\n") == [True] * 2
+    assert labels(*old, "If red then tall.\nanswer unknown\n") == [True, False]
 
 
 NUMBER = {"twice": 2, "three times": 3, "four times": 4}
@@ -231,7 +233,7 @@ NUMBER = {"twice": 2, "three times": 3, "four times": 4}
 
 def read_story(prompt: str) -> int:
     """The answer to a story by acting out its sentences."""
-    *sentences, question = re.findall(r"[^.?]+[.?]", prompt.replace("\n", ""))
+    *sentences, question = re.findall(r"[^.?]+[.?]", prompt.removeprefix("Story:").replace("\n", ""))
     thing = re.findall(r"How many (?:more )?(\w+)", question)[0]
     has: dict[str, int] = {}
     for sentence in (text.strip() for text in sentences):
@@ -280,13 +282,13 @@ def test_stories_answers_agree_with_acting_out_the_sentences() -> None:
 
 def test_stories_accept_another_order_of_operands_and_of_people() -> None:
     task = get_task("stories")
-    solution = "Tom has 3+4=7 nuts.\nMia has 9-2=7 nuts.\nTogether they have 7+7=14 nuts.\nanswer 14\n"
+    solution = "So Tom has 3+4=7 nuts.\nSo Mia has 9-2=7 nuts.\nSo together they have 7+7=14 nuts.\nanswer 14\n"
     problem = Problem("stories", 3, "test", 0, "...\n", "14", solution)
     for right in (
-        "Mia has 9-2=7 nuts.\nTom has 4+3=7 nuts.\nTogether they have 7+7=14 nuts.\nanswer 14\n",
+        "So Mia has 9-2=7 nuts.\nSo Tom has 4+3=7 nuts.\nSo together they have 7+7=14 nuts.\nanswer 14\n",
         solution,
     ):
         assert task.check(problem, right)
     assert not task.check(problem, solution.replace("nuts", "keys"))
     assert not task.check(problem, solution.replace("Mia", "Zoe"))
-    assert task.step_labels(problem, "Tom has 7=7 nuts.\n") == [False]
+    assert task.step_labels(problem, "So Tom has 7=7 nuts.\n") == [False]

@@ -1,10 +1,6 @@
 """Chains of + - * worked strictly left to right, as a pocket calculator does; one operation a line.
 
-23+48-17*3
-23+48=71
-71-17=54
-54*3=162
-answer 162
+Prompt: `23+48-17*3`. Solution: `23+48=71`, `71-17=54`, `54*3=162`, `answer 162`.
 """
 
 from __future__ import annotations

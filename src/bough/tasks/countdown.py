@@ -1,10 +1,6 @@
 """Reach a target with every number used exactly once; each line is an operation and what is left.
 
-3 7 25 50 -> 78
-25+50=75 left 3 7 75
-75-7=68 left 3 68
-...
-answer 78
+Prompt: `3 7 5 2 -> 12`. Solution: `7-3=4 left 5 2 4`, `5-2=3 left 4 3`, `4*3=12 left 12`, `answer 12`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Deduction chains over if-then rules, with dead ends, and a true / false / unknown answer.
 
-Mia is red. Tom is old. If red then tall. If tall then not kind. If old then kind. ... Is Mia kind?
-red so tall
-tall so not kind
-answer false
+Prompt: `Facts: Mia is red. Tom is old. If red then tall. If tall then not kind. If old then kind. Is Mia kind?`
+
+Solution: `If red then tall.`, `If tall then not kind.`, `answer false`. A line repeats the rule that it applies,
+so that a word has the same tokens wherever it stands.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ PROPERTIES = [
     "odd",
 ]
 
+_RULE = re.compile(r"If ((?:not )?\w+) then ((?:not )?\w+)\.")
+
 
 class _Shape(NamedTuple):
     depth: int  # rules between a fact and the literal asked about
@@ -99,7 +101,7 @@ class Logic(Task):
         fresh = iter(rng.sample(PROPERTIES, len(PROPERTIES)))
 
         def literal() -> str:
-            return ("not " if rng.random() < 0.25 else "") + next(fresh)
+            return ("not " if rng.random() < 0.15 else "") + next(fresh)
 
         path = [literal() for _ in range(shape.depth)]
         path.append(("not " if answer == "false" else "") + next(fresh))
@@ -129,8 +131,8 @@ class Logic(Task):
         rng.shuffle(rules)
         sentences = [f"{name} is {fact}." for name, fact in facts] + [f"If {a} then {b}." for a, b in rules]
         question = f"Is {names[0]} {asked.removeprefix('not ')}?"
-        lines = [f"{a} so {b}\n" for a, b in pairwise(path)]
-        prompt = " ".join([*sentences, question]) + "\n"
+        lines = [f"If {a} then {b}.\n" for a, b in pairwise(path)]
+        prompt = " ".join(["Facts:", *sentences, question]) + "\n"
         return Draw(prompt, prompt, answer, "".join(lines) + f"answer {answer}\n")
 
     def start(self, problem: Problem) -> frozenset[str]:
@@ -141,16 +143,16 @@ class Logic(Task):
         return frozenset(re.findall(rf"\b{name[1]} is ((?:not )?\w+)\.", problem.prompt))
 
     def advance(self, problem: Problem, state: frozenset[str], line: str) -> frozenset[str] | None:
-        rules = set(re.findall(r"If ((?:not )?\w+) then ((?:not )?\w+)\.", problem.prompt))
+        rules = set(_RULE.findall(problem.prompt))
         asked = re.findall(r"(\w+)\?", problem.prompt)[-1]
         goal = {"true": asked, "false": f"not {asked}"}.get(problem.answer)
         if line.startswith("answer "):
             ended = goal in state if goal else not any(a in state for a, _ in rules)
             return DONE if ended and line == f"answer {problem.answer}" else None
-        before, so, after = line.partition(" so ")
-        if not so or before not in state or (before, after) not in rules:
+        match = _RULE.fullmatch(line)
+        if match is None or match[1] not in state or match.groups() not in rules:
             return None
-        return frozenset([after]) if goal is None or _leads(rules, after, goal) else None
+        return frozenset([match[2]]) if goal is None or _leads(rules, match[2], goal) else None
 
 
 def _leads(rules: set[tuple[str, str]], start: str, goal: str) -> bool:

@@ -1,8 +1,8 @@
 """English word problems about who has how many of what, with worked steps.
 
-Tom has 12 pears. Mia has 3 fewer pears than Tom. Tom finds 7 pears. How many pears does Tom have now?
-Tom has 12+7=19 pears.
-answer 19
+Prompt: `Story: Tom has 12 pears. Mia has 3 fewer pears than Tom. Tom finds 7 pears. How many pears does Tom have?`
+
+Solution: `So Tom has 12+7=19 pears.`, `answer 19`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _LEVELS = {
     6: ((7, 8), 3, 2, 50),
 }
 _LIMIT = 199
-_STEP = re.compile(r"(.+?) (\d+)([-+*/])(\d+)=(\d+) (.+)\.", re.ASCII)
+_STEP = re.compile(r"So (.+?) (\d+)([-+*/])(\d+)=(\d+) (.+)\.", re.ASCII)
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Stories(Task):
                 break
         for _ in range(asides):
             story.sentences.insert(rng.randint(0, len(story.sentences)), story.aside())
-        prompt = " ".join([*story.sentences, question]) + "\n"
+        prompt = " ".join(["Story:", *story.sentences, question]) + "\n"
         solution = "".join(f"{step}\n" for step in steps) + f"answer {asked.value}\n"
         return Draw(prompt, prompt, str(asked.value), solution)
 
@@ -146,7 +146,7 @@ class _Story:
 
     def step(self, subject: str, left: _Quantity, op: str, right: _Quantity, tail: str = "") -> _Quantity:
         value = apply(left.value, op, right.value)
-        text = f"{subject} {left.value}{op}{right.value}={value} {tail}{self.thing}."
+        text = f"So {subject} {left.value}{op}{right.value}={value} {tail}{self.thing}."
         self.order.append(_Quantity(value, text, [left, right]))
         return self.order[-1]
 
@@ -202,7 +202,7 @@ class _Story:
         elif kind == "boxes" and has.value < _LIMIT - 50:
             m, k, box = _Quantity(rng.randint(2, 6)), _Quantity(rng.randint(2, 9)), rng.choice(BOXES)
             self.sentences.append(f"{who} buys {m.value} {box} of {k.value} {thing} each.")
-            inside = self.step(f"The {box} hold", m, "*", k)
+            inside = self.step(f"the {box} hold", m, "*", k)
             self.has[who] = self.step(f"{who} has", has, "+", inside)
         elif kind == "share" and (parts := [m for m in (3, 4, 5) if has.value % m == 0 and has.value > m]):
             m = _Quantity(rng.choice(parts))
@@ -223,7 +223,7 @@ class _Story:
         kind = rng.choice(("one", "total", "more"))
         if kind == "total" and self.has[a].value + self.has[b].value <= 2 * _LIMIT:
             ending = rng.choice(("in total", "together"))
-            total = self.step("Together they have", self.has[a], "+", self.has[b])
+            total = self.step("together they have", self.has[a], "+", self.has[b])
             return f"How many {thing} do {a} and {b} have {ending}?", total
         if kind == "more" and self.has[a].value > self.has[b].value:
             more = self.step(f"{a} has", self.has[a], "-", self.has[b], "more ")

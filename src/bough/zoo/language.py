@@ -17,7 +17,7 @@ from .tokenizer import train_tokenizer
 from .training import Recipe, config_of, fit, next_token_loss
 
 RECIPES = {
-    "nano": Recipe(hidden=256, layers=6, heads=8, kv_heads=4, ffn=768, steps=3000, decay=0.6),
+    "nano": Recipe(hidden=256, layers=6, heads=8, kv_heads=4, ffn=768, steps=2300, decay=0.7),
     "nano-draft": Recipe(hidden=128, layers=4, heads=4, kv_heads=2, ffn=384, steps=1500),
 }
 

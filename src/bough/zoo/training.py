@@ -42,7 +42,7 @@ class Recipe:
     batch_tokens: int = 8192  # padding included
     warmup: int = 60  # steps
     decay: float = 0.5  # the share of the steps, at the end, over which the learning rate falls to 0
-    muon_lr: float = 4e-3
+    muon_lr: float = 3e-3
     adam_lr: float = 4e-3
     weight_decay: float = 0.01
     seed: int = 0
