@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bough.core import Answer, Branch, Budget, InvalidInput, RewardError, Run, run
 from bough.search import AStar
+from bough.search.astar import _Node
 from toy import EOS, SYMBOLS, ToyBackend, ToyReward, judged, solutions, toy_model
 
 PROMPT = "ab?"
@@ -203,13 +204,19 @@ def test_expanding_several_at_once_in_any_order_of_arrival_finds_the_same(
     assert needed <= Counter(event.node for event in crowd.expanded)
 
 
-def test_other_tie_breaks_are_other_searches() -> None:
-    keys = []
-    for tie_break in ("path", "deepest", "reward"):
-        strategy = AStar(width=3, tie_break=tie_break, parallel=1)
-        keys.append([search(strategy, coarse, seed).answer.text for seed in range(25)])
-    assert keys[0] != keys[1] or keys[1] != keys[2]
-    assert all(len(set(texts)) > 1 for texts in keys)
+@pytest.mark.parametrize(("tie_break", "order"), [("path", "p p1 x"), ("deepest", "p1 p x"), ("reward", "p x p1")])
+def test_nodes_of_equal_f_come_in_the_order_of_the_tie_break(tie_break: Any, order: str) -> None:
+    strategy, root = AStar(tie_break=tie_break, cost="worst"), ToyBackend().branch(PROMPT)
+
+    def child(parent: Any, h: float, index: int) -> Any:
+        return strategy._child(parent, root, h, index, False)
+
+    start = _Node(root, depth=0, h=0.0, f=0.0, path=(), key=(0.0,))
+    doubted = child(start, 0.5, 0)
+    nodes = {"x": child(doubted, 0.4, 0), "p": child(doubted, 0.3, 1)}
+    nodes["p1"] = child(nodes["p"], 0.5, 0)
+    assert {node.f for node in nodes.values()} == {0.5}
+    assert " ".join(sorted(nodes, key=nodes.__getitem__)) == order
 
 
 # The work ------------------------------------------------------------------------------------------------------

@@ -100,9 +100,9 @@ class AStar(StepSearch):
 
     width: int = 4
     parallel: int = 4
-    doubt: float = 0.5
+    doubt: float = 0.7
     cost: Cost = "deterioration"
-    revisit_cost: float = 1.0
+    revisit_cost: float = 0.3
     tie_break: TieBreak = "path"
     max_expansions: int = 256
 
