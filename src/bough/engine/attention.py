@@ -58,7 +58,7 @@ class _Part:
 
     Attributes:
         shape: runs, and queries per run.
-        rows: flat index of each query, 0 where a short run is padded; None: all queries of the pass, in order.
+        rows: flat index of each query, the run's last where it is padded; None: all queries of the pass, in order.
         valid: which of the runs x queries are real (not padding).
         real: the flat indices of the real ones.
         keys: slots ``[runs * length]``; a slice where they are consecutive.
@@ -174,12 +174,15 @@ class TreeAttention:
                     ranges[i].append((start, end))
             self._share(runs, chains, group, stop, threshold, ranges)
 
-    def _rows(self, runs: Sequence[QueryRun], members: Sequence[int]) -> np.ndarray:
-        return np.concatenate([np.arange(self._offsets[i], self._offsets[i] + runs[i].count) for i in members])
+    def _rows(self, runs: Sequence[QueryRun], members: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Flat index and depth of every query of the members, int64 ``[n]`` each."""
+        counts = np.array([runs[i].count for i in members])
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.array([runs[i].start for i in members])
+        return np.repeat(self._offsets[list(members)], counts) + within, np.repeat(starts, counts) + within
 
     def _shared_part(self, runs: Sequence[QueryRun], members: Sequence[int], start: int, end: int) -> None:
-        rows = self._rows(runs, members)
-        at = np.concatenate([np.arange(runs[i].start, runs[i].end) for i in members])
+        rows, at = self._rows(runs, members)
         windowed = any(int(at.max()) - start >= window for window in self._windows)
         everyone = len(rows) == self._total  # members are in the order of the pass
         indices = None if everyone else self._tensor(rows)
@@ -198,31 +201,35 @@ class TreeAttention:
 
     def _gather(self, runs: Sequence[QueryRun], members: Sequence[int], ranges: list[list[tuple[int, int]]]) -> None:
         """Each member's own ranges of keys, padded to the longest."""
-        own = [[(a, b) for a, b in ranges[i] if b > a] for i in members]
-        length = max(sum(b - a for a, b in spans) for spans in own)
-        queries = max(runs[i].count for i in members)
-        keys = np.zeros((len(members), length), np.int64)
+        spans = np.array([(row, a, b) for row, i in enumerate(members) for a, b in ranges[i] if b > a])
+        sizes = spans[:, 2] - spans[:, 1]
+        held = np.bincount(spans[:, 0], sizes, len(members)).astype(np.int64)
+        length = int(held.max())
+        before = np.cumsum(sizes) - sizes
+        # Where each key goes: its row, its column after the row's earlier spans, its depth.
+        row = np.repeat(spans[:, 0], sizes)
+        column = np.arange(len(row)) - (np.cumsum(held) - held)[row]
+        depth = np.arange(len(row)) + np.repeat(spans[:, 1] - before, sizes)
+        pieces = [runs[members[r]].slots[a:b] for r, a, b in spans.tolist()]
+        first = np.array([piece[0] for piece in pieces])[np.searchsorted(spans[:, 0], np.arange(len(members)))]
+        # Padding repeats a row's first key. It is masked, but were it not finite, it would still spoil the sum.
+        keys = np.repeat(first, length).reshape(len(members), length)
+        keys[row, column] = np.concatenate(pieces)
         key_at = np.full((len(members), length), np.iinfo(np.int64).max // 2)
-        query_at = np.zeros((len(members), queries), np.int64)
-        rows = np.zeros((len(members), queries), np.int64)
-        for row, (i, spans) in enumerate(zip(members, own, strict=True)):
-            run, filled = runs[i], 0
-            keys[row] = run.slots[spans[0][0]]  # padding is masked; were it not finite, it would still spoil the sum
-            for a, b in spans:
-                keys[row, filled : filled + b - a] = run.slots[a:b]
-                key_at[row, filled : filled + b - a] = np.arange(a, b)
-                filled += b - a
-            query_at[row, : run.count] = np.arange(run.start, run.end)
-            query_at[row, run.count :] = run.end - 1  # padding sees what the last query sees, and is dropped
-            rows[row, : run.count] = np.arange(self._offsets[i], self._offsets[i] + run.count)
+        key_at[row, column] = depth
         counts = np.array([runs[i].count for i in members])
+        queries = int(counts.max())
+        # Query padding sees what the run's last query sees, and is dropped.
+        order = np.minimum(np.arange(queries), counts[:, None] - 1)
+        query_at = np.array([runs[i].start for i in members])[:, None] + order
+        rows = self._offsets[members][:, None] + order
         valid: Tensor | slice = slice(None)
         indices = self._tensor(rows.ravel())
         real: Tensor | slice = indices
         if (counts != queries).any():
             valid = self._tensor(np.flatnonzero(np.arange(queries) < counts[:, None]))
             real = indices[valid]
-        equal = queries == 1 and all(sum(b - a for a, b in spans) == length for spans in own)
+        equal = queries == 1 and bool((held == length).all())
         all_visible = equal and not any(int(query_at.max()) >= window for window in self._windows)
         everyone = len(members) * queries == self._total == len(indices[valid])
         self._parts.append(

@@ -555,12 +555,13 @@ class Engine:
 
     def _sample(self, work: _Pass, logits: Tensor) -> None:
         """Draw a token for every running row, and the first one of the rows whose stems are done."""
-        fine = torch.isfinite(logits.logsumexp(-1)).tolist()
+        total = logits.logsumexp(-1, keepdim=True)
+        model, fine = logits - total, torch.isfinite(total)[:, 0].tolist()
         candidates: list[tuple[Row, int]] = list(zip(work.rows, range(len(work.rows)), strict=True))
         for index, (stem, _) in enumerate(work.stems, len(work.rows)):
             assert stem.node is not None
             if stem.readers:
-                self._deliver_next_token(stem, logits[index], fine[index])
+                self._deliver_next_token(stem, model[index], fine[index])
             slots = self.tree.slots(stem.node) if stem.rows else None
             room = self.max_batch - len(self._running)
             for row in stem.rows[:room]:
@@ -589,7 +590,9 @@ class Engine:
             chosen.append((row, index))
         if not chosen:
             return
-        drawn, logprobs, sample_logprobs = draw(logits, [i for _, i in chosen], [row.drawing for row, _ in chosen])
+        drawn, logprobs, sample_logprobs = draw(
+            logits, model, [i for _, i in chosen], [row.drawing for row, _ in chosen]
+        )
         for (row, _), token, logprob, sample_logprob in zip(
             chosen, drawn.tolist(), logprobs.tolist(), sample_logprobs.tolist(), strict=True
         ):
@@ -609,8 +612,8 @@ class Engine:
         lease = Lease(self._leave(row), self._released)
         self._resolve(row, row.branch(finish, lease))
 
-    def _deliver_next_token(self, stem: Stem, logits: Tensor, fine: bool) -> None:
-        values = logits.log_softmax(-1).cpu().numpy()
+    def _deliver_next_token(self, stem: Stem, model: Tensor, fine: bool) -> None:
+        values = model.cpu().numpy()
         for reader, i in stem.readers:
             if not fine:
                 self._resolve(reader, error=_not_finite(len(stem.tokens)))

@@ -57,18 +57,22 @@ def transform(logits: Tensor, sampling: Sampling, histories: Sequence[Sequence[i
     return logits
 
 
-def draw(logits: Tensor, rows: Sequence[int], drawings: Sequence[Drawing]) -> tuple[Tensor, Tensor, Tensor]:
+def draw(
+    logits: Tensor, model: Tensor, rows: Sequence[int], drawings: Sequence[Drawing]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token per drawing, each from row ``rows[i]`` of the logits.
 
     Args:
-        logits: ``[N, V]`` float32, finite. rows, drawings: B of each.
+        logits: ``[N, V]`` float32, finite.
+        model: their log-softmax.
+        rows: B indices into the logits.
+        drawings: B of them.
 
     Returns:
         tokens int64 ``[B]``, their log-probabilities under the model and under the drawing distribution,
         float32 ``[B]``.
     """
     device = logits.device
-    model = logits.log_softmax(-1)
     row_of = torch.tensor(rows, device=device)
     tokens = torch.empty(len(drawings), dtype=torch.int64, device=device)
     sample_logprobs = torch.zeros(len(drawings), dtype=torch.float32, device=device)
