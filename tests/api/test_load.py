@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 import bough
 from bough import api, zoo
-from bough.bench import Greedy
 from bough.core import CheckpointError, InvalidInput, Run, UnsupportedError
 from bough.rewards import Oracle
+from bough.search import Greedy
 from bough.tasks import get_task
 from checkpoints import make_checkpoint, make_tokenizer
 

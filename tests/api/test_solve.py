@@ -11,7 +11,6 @@ import pytest
 
 import bough
 from bough import api
-from bough.bench import Greedy
 from bough.core import (
     Branch,
     Budget,
@@ -25,7 +24,7 @@ from bough.core import (
     TechniqueInfo,
     UnsupportedError,
 )
-from bough.search import AStar, BestOfN
+from bough.search import AStar, BestOfN, Greedy
 from bough.tasks import get_task
 from chains import ChainBackend, ChainReward, solution
 

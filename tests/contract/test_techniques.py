@@ -106,7 +106,8 @@ def test_it_answers_with_what_it_generated_below_the_prompt(strategy: Strategy, 
     assert answer.stopped_by is None
     assert answer.branch is not None and answer.branch.root.text == "ab?"
     assert answer.text == answer.branch.completion != ""
-    assert answer.score is not None and math.isfinite(answer.score)
+    assert answer.score is not None or not strategy.info.needs_reward
+    assert answer.score is None or math.isfinite(answer.score)
     assert answer.ledger.tokens >= answer.branch.length - len("ab?")
     assert idle(backend)
 
@@ -129,9 +130,9 @@ def test_the_same_seed_gives_the_same_answer_whatever_shares_the_batch(strategy:
         assert list(map(outcome, shared)) == list(map(outcome, alone))
 
 
-def test_another_seed_gives_other_samples(strategy: Strategy, backend: Backend) -> None:
+def test_another_seed_gives_other_samples_unless_it_draws_none(strategy: Strategy, backend: Backend) -> None:
     answers = [run(execute(strategy, backend, seed=seed))[0] for seed in range(6)]
-    assert len({(answer.text, answer.score) for answer in answers}) > 1
+    assert (len({(answer.text, answer.score) for answer in answers}) == 1) == strategy.info.deterministic
 
 
 # What it spends ----------------------------------------------------------------------------------------------
@@ -200,9 +201,9 @@ def test_cancelled_at_any_moment_it_lets_go_of_everything(strategy: Strategy, ba
         task = asyncio.ensure_future(recorded.execute(strategy, backend.branch("ab?")))
         for _ in range(ticks):
             await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        if task.cancel():  # else it was done already
+            with pytest.raises(asyncio.CancelledError):
+                await task
         assert asyncio.all_tasks() - {asyncio.current_task(), getattr(backend, "_driver", None)} == set()
         return recorded
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, make_checkpoint
 
 import bough.core as core
 from bough.core import Branch
 from bough.engine import NativeBackend
 from bough.models import dense_attend, load_decoder
+from checkpoints import FAMILIES, make_checkpoint
 
 PROMPT = [7 * i % 150 for i in range(24)]
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bough.core import Answer, Branch, Budget, InvalidInput, RewardError, Run, run
+from bough.core import Answer, Branch, Budget, FreeText, InvalidInput, RewardError, Run, run
 from bough.search import AStar
 from bough.search.astar import _Node
 from toy import EOS, SYMBOLS, ToyBackend, ToyReward, judged, solutions, toy_model
@@ -301,10 +301,8 @@ def test_with_an_exact_reward_it_expands_right_states_only() -> None:
         assert found.answer.ledger.tokens < 6 * 3 * 4
 
 
-class Rare:
+class Rare(FreeText):
     """Free text of which few have an answer: one that ends in c."""
-
-    name, step_stop, answer_stop = "rare", "\n", None
 
     def extract(self, text: str) -> str | None:
         return text if text.endswith("c\n") else None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bough.core import Answer, Branches, Budget, InvalidInput, Run, Strategy, UnsupportedError, run
+from bough.core import Answer, Branches, Budget, FreeText, InvalidInput, Run, Strategy, UnsupportedError, run
 from bough.search import BeamSearch, BestOfN, ParticleFilter, SelfConsistency
 from bough.search.resampling import RESAMPLING, uniforms
 from bough.search.vote import tally, winner
@@ -72,10 +72,8 @@ def test_best_of_n_at_temperature_zero_is_greedy_decoding() -> None:
     assert answer.branch is not None and tuple(answer.branch.tokens) == tokens
 
 
-class Extracting:
+class Extracting(FreeText):
     """Free text whose answer is what follows the last c; without a c there is none."""
-
-    name, step_stop, answer_stop = "extracting", "\n", None
 
     def extract(self, text: str) -> str | None:
         return text.rpartition("c")[2] if "c" in text else None

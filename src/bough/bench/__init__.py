@@ -10,7 +10,6 @@ For example, A* under a budget against best-of-16, on 400 problems under 3 seeds
     >>> write_summary(results.records, Path("out"))
 """
 
-from bough.bench.baselines import Greedy
 from bough.bench.evaluate import Arm, Trial, TrialsFailed, evaluate, evaluate_async, trials
 from bough.bench.results import Record, Results, fingerprint
 from bough.bench.stats import Interval, accuracy, paired_bootstrap, wilson
@@ -27,7 +26,7 @@ from bough.bench.summary import (
 )
 
 __all__ = [
-    "Arm", "Cell", "Comparison", "Greedy", "Interval", "Record", "Results", "Trial", "TrialsFailed",
+    "Arm", "Cell", "Comparison", "Interval", "Record", "Results", "Trial", "TrialsFailed",
     "accuracy", "by_setting", "cells", "compare", "comparisons", "evaluate", "evaluate_async", "fingerprint",
     "paired_bootstrap", "plot", "title", "trials", "wilson", "write_summary",
 ]  # fmt: skip

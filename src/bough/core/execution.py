@@ -42,6 +42,10 @@ class TaskLike(Protocol):
         """The final answer in a completion, or None if there is none."""
         ...
 
+    def is_complete(self, text: str) -> bool:
+        """Whether a completion is a whole solution although the text has not ended: nothing is left to say."""
+        ...
+
 
 @dataclass(frozen=True)
 class FreeText:
@@ -54,6 +58,9 @@ class FreeText:
     def extract(self, text: str) -> str | None:
         lines = text.strip().splitlines()
         return lines[-1].strip() if lines else None
+
+    def is_complete(self, text: str) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -157,9 +164,11 @@ class Run:
         return True
 
     def is_solution(self, branch: Branch) -> bool:
-        """Whether the branch is a whole solution: the text has ended, or the task's answer stop was reached."""
-        answer_stop = self.task.answer_stop
-        return branch.finished or (answer_stop is not None and answer_stop in branch.completion)
+        """Whether the branch is a whole solution: the text has ended, or the task has nothing left to say."""
+        if branch.finished:
+            return True
+        text, answer_stop = branch.completion, self.task.answer_stop
+        return (answer_stop is not None and answer_stop in text) or self.task.is_complete(text)
 
     @property
     def step_stops(self) -> list[str]:

@@ -36,6 +36,7 @@ class TechniqueInfo:
     promise: Promise
     requires: frozenset[Capability]
     needs_reward: bool
+    deterministic: bool
 
     @property
     def summary(self) -> str:
@@ -73,14 +74,28 @@ def technique(
     family: str = "search",
     requires: Iterable[Capability] = (Capability.SAMPLE,),
     needs_reward: bool = False,
+    deterministic: bool = False,
 ) -> Callable[[_C], _C]:
-    """Class decorator that registers a technique; registration puts it under contract tests and in the gallery."""
+    """Class decorator that registers a technique; registration puts it under contract tests and in the gallery.
+
+    Args:
+        name: what it is called in the gallery and on the command line.
+        paper: where it comes from.
+        promise: what it promises of its output.
+        family: the room it belongs to.
+        requires: what the backend must be able to do.
+        needs_reward: whether it cannot run without a reward.
+        deterministic: whether it draws nothing, so that every seed gives the same answer.
+
+    Raises:
+        InvalidInput: another technique has that name.
+    """
 
     def register(cls: _C) -> _C:
         known = _REGISTRY.get(name)
         if known is not None and known.cls.__qualname__ != cls.__qualname__:
             raise InvalidInput(f"technique {name!r} is registered already, by {known.cls.__qualname__}")
-        info = TechniqueInfo(name, cls, family, paper, promise, frozenset(requires), needs_reward)
+        info = TechniqueInfo(name, cls, family, paper, promise, frozenset(requires), needs_reward, deterministic)
         cls.info = info  # type: ignore[attr-defined]
         _REGISTRY[name] = info
         return cls

@@ -54,20 +54,21 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
-        for token in ids:
-            self._in_vocabulary(token)
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of ``ids``, special tokens left out; bytes that are not UTF-8 become U+FFFD.
+
+        Ids that the tokenizer has no entry for have no text: embeddings are often padded beyond the vocabulary,
+        and a model can draw such a row.
+        """
+        text: str = self._tokenizer.decode([i for i in ids if self._has(i)], skip_special_tokens=True)
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes a token contributes to the text; ``b""`` for a special token.
+        """The bytes a token contributes to the text; ``b""`` for a special token, or one without an entry.
 
         Joined over the ids of a text they are that text in UTF-8, preceded by one space where the
         tokenizer puts one before every text (:attr:`prefix_space`).
         """
-        self._in_vocabulary(token)
-        return self._bytes[token]
+        return self._bytes[token] if self._has(token) else b""
 
     @cached_property
     def prefix_space(self) -> bool:
@@ -114,9 +115,10 @@ class Tokenizer:
             table[id] = b"" if added.special else added.content.encode()
         return table
 
-    def _in_vocabulary(self, token: int) -> None:
-        if self._tokenizer.id_to_token(token) is None if token >= 0 else True:
-            raise InvalidInput(f"token id {token} is not in the tokenizer's vocabulary of {self.vocab_size}")
+    def _has(self, token: int) -> bool:
+        if token < 0:
+            raise InvalidInput(f"token id {token} is negative; ids begin at 0")
+        return self._tokenizer.id_to_token(token) is not None
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:

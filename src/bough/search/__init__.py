@@ -6,7 +6,8 @@ Importing this room registers its techniques.
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
+from .greedy import Greedy
 from .particle_filter import ParticleFilter
 from .self_consistency import SelfConsistency
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "ParticleFilter", "SelfConsistency"]
+__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "ParticleFilter", "SelfConsistency"]

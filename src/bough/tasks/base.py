@@ -88,6 +88,10 @@ class Task(ABC):
         last = text.rstrip("\n").rsplit("\n", 1)[-1]
         return match[1] if (match := re.fullmatch(r"answer (\S+)", last)) else None
 
+    def is_complete(self, text: str) -> bool:
+        """Whether a completion ends with a finished answer line, after which only the end of the text can follow."""
+        return text.endswith("\n") and self.extract(text) is not None
+
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether a completion is a whole right solution: every line right, and the answer exact."""
         lines = completion.split("\n")
