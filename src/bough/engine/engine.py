@@ -293,6 +293,7 @@ class Engine:
         self._running: list[Row] = []
         self._work = _Pass()
         self._spoiled = False
+        self._cancelled = False
         self._released: deque[Node] = deque()
         self._inbox: queue.SimpleQueue[Stem | Consumer | threading.Event | None] = queue.SimpleQueue()
         self._outbox: dict[
@@ -359,6 +360,8 @@ class Engine:
                             waiters.append(item)
                         elif isinstance(item, Stem):
                             self._enqueue(item)
+                        else:
+                            self._cancelled = True
                         item = self._inbox.get_nowait()
                 except queue.Empty:
                     pass
@@ -659,6 +662,9 @@ class Engine:
             self._drop(stem, spent)
 
     def _drop_cancelled(self) -> None:
+        if not self._cancelled:
+            return
+        self._cancelled = False
         for row in [row for row in self._running if row.cancelled]:
             self._leave(row)
         for stem in list(self._waiting):

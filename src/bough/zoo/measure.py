@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,13 @@ from bough.models import Decoder
 from bough.tasks import TASKS, Problem
 
 from .prm import Marked, marked, pad, reliability, scores, tags_of
-from .sampling import sample_problems
+from .sampling import sample_problems, solved
 from .training import hidden_states, logits_of
 
-PROBLEMS = 200  # of each task and level
-TRIES = 64  # samples of each problem of a default level
-FEW = 4  # and of the other levels
-
-
-def solved(problems: Sequence[Problem], completions: Sequence[str]) -> np.ndarray:
-    """Which completions are right, [N] bool."""
-    judged = [TASKS[p.task].check(p, text) for p, text in zip(problems, completions, strict=True)]
-    return np.array(judged)
+PROBLEMS = 100  # of each task and level
+TRIED = 120  # problems of each default level that are tried many times
+TRIES = 64  # samples of each of them
+FEW = 4  # samples at the other levels
 
 
 def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[str, float]]]:
@@ -35,11 +29,11 @@ def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[s
     for task in TASKS.values():
         for level in task.levels:
             problems = [task.problem("test", index, level) for index in range(PROBLEMS)]
-            greedy = sample_problems(model, tokenizer, problems, 0.0, seed=0)
-            sampled = sample_problems(model, tokenizer, problems * FEW, 1.0, seed=0)
+            greedy = sample_problems(model, tokenizer, problems, 1, 0.0, seed=0)
+            sampled = sample_problems(model, tokenizer, problems, FEW, 1.0, seed=0)
             row = {
                 "greedy": float(solved(problems, greedy).mean()),
-                "sampled": float(solved(problems * FEW, sampled).mean()),
+                "sampled": float(solved(problems, sampled).mean()),
             }
             table.setdefault(task.name, {})[level] = row
             print(task.name, level, json.dumps(row), flush=True)
@@ -49,28 +43,27 @@ def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[s
 def many_samples(model: Decoder, tokenizer: Tokenizer, file: Path) -> dict[str, list[list[str]]]:
     """TRIES completions, at temperature 1, of each test problem at the default levels; kept in a file."""
     if not file.exists():
-        found = {}
-        for task in TASKS.values():
-            problems = [task.problem("test", index) for index in range(PROBLEMS) for _ in range(TRIES)]
-            texts = sample_problems(model, tokenizer, problems, 1.0, seed=1)
-            found[task.name] = [texts[i : i + TRIES] for i in range(0, len(texts), TRIES)]
+        found = {
+            task.name: sample_problems(model, tokenizer, _tried(task.name), TRIES, 1.0, seed=1)
+            for task in TASKS.values()
+        }
         file.write_text(json.dumps(found))
     stored: dict[str, list[list[str]]] = json.loads(file.read_text())
     return stored
+
+
+def _tried(name: str) -> list[Problem]:
+    return [TASKS[name].problem("test", index) for index in range(TRIED)]
 
 
 def by_tries(samples: dict[str, list[list[str]]]) -> dict[str, dict[str, float]]:
     """For each task at its default level: how often one sample is right, and one of TRIES."""
     table = {}
     for name, completions in samples.items():
-        right = _right(name, completions)
+        right = solved(_tried(name), completions)
         table[name] = {"pass@1": float(right.mean()), f"pass@{TRIES}": float(right.any(1).mean())}
+        print(name, json.dumps(table[name]), flush=True)
     return table
-
-
-def _right(name: str, completions: list[list[str]]) -> np.ndarray:
-    problems = [TASKS[name].problem("test", index) for index in range(len(completions))]
-    return np.stack([solved([problem] * len(own), own) for problem, own in zip(problems, completions, strict=True)])
 
 
 def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, list[list[str]]]) -> dict[str, Any]:
@@ -82,7 +75,7 @@ def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, lis
     everything: list[Marked] = []
     best: dict[str, dict[int, float]] = {}
     for name, completions in samples.items():
-        problems = [TASKS[name].problem("test", index) for index in range(len(completions))]
+        problems = _tried(name)
         own = [marked(tokenizer, [p] * TRIES, texts) for p, texts in zip(problems, completions, strict=True)]
         everything += [sample for some in own for sample in some]
         rating = np.zeros((len(problems), TRIES))
@@ -91,7 +84,7 @@ def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, lis
                 key: values[-1] for key, values in zip(dict.fromkeys(texts), scores(reward, some, tags), strict=True)
             }
             rating[row] = [last[text] for text in texts]
-        right = _right(name, completions)
+        right = solved(problems, completions)
         best[name] = {}
         for n in (1, 2, 4, 8, 16, 32, 64):
             drawn = rating.reshape(len(problems), -1, n).argmax(-1)
@@ -111,7 +104,7 @@ def agreement(
     """
     table = {}
     for name, completions in samples.items():
-        problems = [TASKS[name].problem("test", index) for index in range(len(completions))]
+        problems = _tried(name)
         own = [marked(tokenizer, [p], texts[:1])[0] for p, texts in zip(problems, completions, strict=True)]
         shares = []
         for start in range(0, len(own), 50):

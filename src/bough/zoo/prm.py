@@ -34,8 +34,8 @@ from .tokenizer import BOS_ID, PAD_ID
 from .training import Recipe, fit, hidden_states, in_bf16, logits_of
 
 STEP_TAG, GOOD, BAD = "\n", "+", "-"
-TEMPERATURES = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.7, 1.3)  # of the samples of one problem
-PROBLEMS = 2600  # per task
+SAMPLES = {1.0: 6, 0.7: 1, 1.3: 1}  # of each problem, by temperature
+PROBLEMS = 2000  # per task
 NEIGHBOURS = 0.2  # the share of problems from the level below the default one, and from that above
 VALIDATION = 60  # problems per task
 RECIPE = Recipe(
@@ -82,12 +82,12 @@ def draw(decoder: Decoder, tokenizer: Tokenizer, split: str, per_task: int, neig
         levels = rng.choices(around, weights, k=per_task)
         # Far from the first indices, which trained the language model.
         problems = [task.problem(split, 10_000_000 + index, level) for index, level in enumerate(levels)]
-        completions: list[list[str]] = [[] for _ in problems]
-        for turn, temperature in enumerate(TEMPERATURES):
-            texts = sample_problems(decoder, tokenizer, problems, temperature, seed=turn)
-            for own, text in zip(completions, texts, strict=True):
-                own.append(text)
-        print(f"{split}: {len(TEMPERATURES) * per_task} samples of {task.name}", flush=True)
+        drawn = [
+            sample_problems(decoder, tokenizer, problems, count, temperature, seed)
+            for seed, (temperature, count) in enumerate(SAMPLES.items())
+        ]
+        completions = [[text for own in parts for text in own] for parts in zip(*drawn, strict=True)]
+        print(f"{split}: {sum(map(len, completions))} samples of {task.name}", flush=True)
         for problem, texts in zip(problems, completions, strict=True):
             found += marked(tokenizer, [problem] * len(texts), texts)
     return found
