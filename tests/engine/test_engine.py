@@ -52,7 +52,7 @@ def test_logits_are_those_of_a_plain_forward_pass() -> None:
     with tiny_lm() as lm:
         root = lm.branch(PROMPT)
         logits = torch.from_numpy(lm.logits(root)).log_softmax(-1)
-        torch.testing.assert_close(logits, dense_logprobs(lm.decoder, root.tokens), atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits, dense_logprobs(lm.decoder, root.tokens), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -159,7 +159,7 @@ def test_next_token_is_the_whole_distribution() -> None:
         distribution = lm.next_token(root)
         assert distribution.shape == (257,)
         np.testing.assert_allclose(np.exp(distribution).sum(), 1, atol=1e-5)
-        np.testing.assert_allclose(distribution, dense_logprobs(lm.decoder, root.tokens)[-1], atol=1e-5)
+        np.testing.assert_allclose(distribution, dense_logprobs(lm.decoder, root.tokens)[-1], atol=1e-4)
 
 
 def test_the_distribution_that_tokens_were_drawn_from_is_recorded() -> None:

@@ -61,7 +61,8 @@ class _Part:
         rows: flat index of each query, the run's last where it is padded; None: all queries of the pass, in order.
         valid: which of the runs x queries are real (not padding).
         real: the flat indices of the real ones.
-        keys: slots ``[runs * length]``; a slice where they are consecutive.
+        keys: where each run's keys are: rows ``[runs * kv_heads * length]`` of the pool seen as
+            ``[slots * kv_heads, D]``; a slice of slots where they are consecutive.
         query_at: ``[runs, queries]`` depth of each query; None if every key is visible to every query.
         key_at: ``[runs, length]`` depth of each key, beyond every query's where it is padding.
     """
@@ -74,25 +75,22 @@ class _Part:
     length: int
     query_at: Tensor | None
     key_at: Tensor | None
-    biases: dict[int | None, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    biases: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def bias(self, window: int | None, group: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """What is added to the scores ``[runs, 1, group * queries, length]``: 0, or -inf where nothing is to be seen.
+    def bias(self, window: int | None, group: int) -> Tensor | None:
+        """What is added to the scores: float32 ``[runs, 1, group * queries, length]``, 0 or -inf (not visible).
 
-        Also which queries see nothing at all, ``[runs, 1, group * queries]``; None if there are none. Both are None
-        if everything is visible. Made once per window, used in every layer.
+        None if everything is visible. Made once per window, used in every layer.
         """
         if self.query_at is None or self.key_at is None:
-            return None, None
+            return None
         if window not in self.biases:
             distance = self.query_at[:, None, :, None] - self.key_at[:, None, None, :]
             hidden = distance < 0
             if window is not None:
                 hidden |= distance >= window
             hidden = hidden.repeat(1, 1, group, 1)
-            blind = hidden.all(-1)
-            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self.biases[window] = bias, blind if bool(blind.any()) else None
+            self.biases[window] = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
         return self.biases[window]
 
 
@@ -139,11 +137,12 @@ class TreeAttention:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _slots(self, slots: np.ndarray) -> Tensor | slice:
-        """As an index; a slice, which copies nothing, where the slots are consecutive."""
-        first, last = int(slots[0]), int(slots[-1])
-        if last - first == len(slots) - 1 and (np.diff(slots) == 1).all():
+        """Slots ``[runs, length]`` as an index of keys; a slice, which copies nothing, where they are consecutive."""
+        first, last = int(slots.flat[0]), int(slots.flat[-1])
+        if last - first == slots.size - 1 and (np.diff(slots.ravel()) == 1).all():
             return slice(first, last + 1)
-        return self._tensor(slots)
+        heads = self._pool.data.shape[3]
+        return self._tensor((slots[:, None, :] * heads + np.arange(heads)[:, None]).ravel())
 
     def _share(
         self,
@@ -192,7 +191,7 @@ class TreeAttention:
                 rows=indices,
                 valid=slice(None),
                 real=slice(None) if indices is None else indices,
-                keys=self._slots(runs[members[0]].slots[start:end]),
+                keys=self._slots(runs[members[0]].slots[None, start:end]),
                 length=end - start,
                 query_at=self._tensor(at)[None] if windowed else None,
                 key_at=self._tensor(np.arange(start, end))[None] if windowed else None,
@@ -238,7 +237,7 @@ class TreeAttention:
                 rows=None if everyone else indices,
                 valid=valid,
                 real=real,
-                keys=self._slots(keys.ravel()),
+                keys=self._slots(keys),
                 length=length,
                 query_at=None if all_visible else self._tensor(query_at),
                 key_at=None if all_visible else self._tensor(key_at),
@@ -252,13 +251,11 @@ class TreeAttention:
         if len(gathered) == 1 and gathered[0].rows is None:
             total, lse = self._attend(gathered[0], layer, q, spec)
         else:
-            total, lse = torch.empty_like(q), torch.empty(q.shape[:2], device=q.device)
+            total = torch.empty(q.shape, device=q.device)
+            lse = torch.empty(q.shape[:2], device=q.device)
             for part in gathered:  # each query is in exactly one of these, and sees at least itself there
                 out, weight = self._attend(part, layer, q, spec)
                 total[part.real], lse[part.real] = out[part.valid], weight[part.valid]
-        if not shared:
-            return total
-        total = total.float()
         for part in shared:
             out, weight = self._attend(part, layer, q, spec)
             rows = part.real
@@ -278,18 +275,17 @@ class TreeAttention:
         kv_heads = data.shape[2]
         group = heads // kv_heads
 
-        def keyed(which: int) -> Tensor:  # [runs, kv_heads, L, D]
-            keys = part.keys
-            chosen = data[which, keys] if isinstance(keys, slice) else data[which].index_select(0, keys)
-            return chosen.view(runs, part.length, kv_heads, dim).transpose(1, 2)
+        def keyed(which: int) -> Tensor:  # [runs * kv_heads, L, D]
+            if isinstance(part.keys, slice):
+                chosen = data[which, part.keys].view(runs, part.length, kv_heads, dim).transpose(1, 2)
+            else:
+                chosen = data[which].view(-1, dim).index_select(0, part.keys)
+            return chosen.reshape(runs * kv_heads, part.length, dim)
 
-        # Query heads that share a key head are further queries of it: [runs, kv_heads, group * queries, D].
+        # Query heads that share a key head are further queries of it: [runs * kv_heads, group * queries, D].
         grouped = (q if part.rows is None else q.index_select(0, part.rows)).view(runs, queries, kv_heads, group, dim)
-        grouped = grouped.permute(0, 2, 3, 1, 4).reshape(runs, kv_heads, group * queries, dim)
-        bias, blind = part.bias(spec.window, group, q.dtype)
-        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), bias, spec)
-        if blind is not None:  # no weight in the merge
-            lse = lse.masked_fill(blind, -torch.inf)
+        grouped = grouped.permute(0, 2, 3, 1, 4).reshape(runs * kv_heads, group * queries, dim)
+        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), part.bias(spec.window, group), spec)
         out = out.view(runs, kv_heads, group, queries, dim).permute(0, 3, 1, 2, 4).reshape(-1, heads, dim)
         lse = lse.view(runs, kv_heads, group, queries).permute(0, 3, 1, 2).reshape(-1, heads)
         return out, lse
@@ -298,20 +294,19 @@ class TreeAttention:
 def _softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor]:
-    """``q [B, H, N, D]``, ``k, v [B, H, L, D]``, bias ``[B, 1, N, L]`` -> out ``[B, H, N, D]``, lse ``[B, H, N]``.
+    """``q [B, N, D]``, ``k, v [B, L, D]`` -> out ``[B, N, D]`` and log-sum-exp ``[B, N]``, both float32.
 
-    The log-sum-exp of a query whose bias is -inf everywhere is undefined, its output finite.
+    The bias is ``[B', 1, N, L]`` with B a multiple of B'. Products in the model's dtype, softmax in float32. Plain products beat the fused kernel on a CPU here: two to
+    five times where each run has one query and a mask, and still where many queries share their keys. A query that
+    sees nothing has output 0 and log-sum-exp -inf: no weight in a merge.
     """
-    if spec.softcap is None and q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=bias, scale=spec.scale
-        )
-        return out, lse
-    scores = (q @ k.transpose(-1, -2)).float() * spec.scale
+    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=spec.scale).float()
     if spec.softcap is not None:
-        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        scores = torch.tanh(scores / spec.softcap).mul_(spec.softcap)
     if bias is not None:
-        scores = scores + bias
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
-    return weights.to(v.dtype) @ v, lse
+        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    out = torch.bmm(weights.to(v.dtype), v) / total.clamp(min=torch.finfo(torch.float32).tiny)
+    return out, (top + total.log())[..., 0]
