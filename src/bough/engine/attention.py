@@ -296,9 +296,10 @@ def _softmax_attention(
 ) -> tuple[Tensor, Tensor]:
     """``q [B, N, D]``, ``k, v [B, L, D]`` -> out ``[B, N, D]`` and log-sum-exp ``[B, N]``, both float32.
 
-    The bias is ``[B', 1, N, L]`` with B a multiple of B'. Products in the model's dtype, softmax in float32. Plain products beat the fused kernel on a CPU here: two to
-    five times where each run has one query and a mask, and still where many queries share their keys. A query that
-    sees nothing has output 0 and log-sum-exp -inf: no weight in a merge.
+    The bias is ``[B', 1, N, L]`` with B a multiple of B'. Products in the model's dtype, softmax in float32. Plain
+    products beat the fused kernel on a CPU here: two to five times where each run has one query and a mask, and still
+    where many queries share their keys. A query that sees nothing has output 0 and log-sum-exp -inf: no weight in a
+    merge.
     """
     scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=spec.scale).float()
     if spec.softcap is not None:
