@@ -281,6 +281,12 @@ def test_without_a_tokenizer_token_ids_work_and_text_is_refused() -> None:
         root + "text"
 
 
+def test_without_a_tokenizer_the_config_says_what_ends_a_text() -> None:
+    lm = tiny_lm(text=False, decoder=tiny_decoder(eos_token_id=[7, 9]))
+    [leaf] = lm.generate(lm.branch([1, 2, 3]), logit_bias={9: 100.0})
+    assert leaf.finish == "eos" and leaf.appended == (9,)
+
+
 def test_branches_are_immutable(lm: NativeBackend) -> None:
     branch = lm.branch(PROMPT)
     with pytest.raises(AttributeError, match="immutable"):

@@ -72,7 +72,12 @@ class NativeBackend(Backend):
             size = 2 * config.num_layers * config.num_kv_heads * config.head_dim * weight.element_size()
             kv_tokens = max(min(_DEFAULT_POOL_BYTES // size, _DEFAULT_POOL_TOKENS), min(self.context, 1 << 15))
         self.engine = Engine(
-            decoder, kv_tokens=kv_tokens, max_batch=max_batch, max_pass=max_pass, share_from=share_from
+            decoder,
+            kv_tokens=kv_tokens,
+            max_batch=max_batch,
+            max_pass=max_pass,
+            share_from=share_from,
+            eos_ids=_eos_ids(config.raw.get("eos_token_id")) if tokenizer is None else tokenizer.eos_ids,
         )
         self._finalizer = weakref.finalize(self, Engine.close, self.engine)
         self._checked_stops: set[str] = set()
@@ -172,3 +177,8 @@ class NativeBackend(Backend):
     def peak_kv_bytes(self) -> int:
         """The most KV memory that was in use at any moment."""
         return self.engine.pool.peak * self.engine.pool.token_bytes
+
+
+def _eos_ids(entry: int | list[int] | None) -> frozenset[int]:
+    """The end-of-text ids of a config.json, for a checkpoint without a tokenizer."""
+    return frozenset([entry] if isinstance(entry, int) else entry or [])

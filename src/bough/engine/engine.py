@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from bough.core import (
-    Backend,
     BoughError,
     Branch,
     BudgetExhausted,
@@ -112,19 +111,19 @@ class Row(Consumer):
         self.slots[self.computed] = slot
         self.computed += 1
 
-    def accept(self, token: int, logprob: float, sample_logprob: float, backend: Backend) -> Finish | None:
+    def accept(self, token: int, logprob: float, sample_logprob: float, eos_ids: frozenset[int]) -> Finish | None:
         """Take a drawn token; says why the row ends here, or None if it goes on."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.sample_logprobs.append(sample_logprob)
-        finish = self._finish(token, backend)
+        finish = self._finish(token, eos_ids)
         if self.on_token is not None:
             self.on_token(token, logprob, sample_logprob, finish)
         return finish
 
-    def _finish(self, token: int, backend: Backend) -> Finish | None:
-        stop, tokenizer = self.spec.stop, backend.tokenizer
-        if stop.eos and tokenizer is not None and token in tokenizer.eos_ids:
+    def _finish(self, token: int, eos_ids: frozenset[int]) -> Finish | None:
+        stop, tokenizer = self.spec.stop, self.parent.backend.tokenizer
+        if stop.eos and token in eos_ids:
             return "eos"
         if token in stop.tokens:
             return "stop"
@@ -274,9 +273,19 @@ class Engine:
         max_batch: rows that run at the same time at most.
         max_pass: tokens in one pass at most; longer prefills are cut into chunks.
         share_from: see `bough.engine.attention.SHARE_FROM`.
+        eos_ids: token ids that end a text.
     """
 
-    def __init__(self, decoder: Decoder, *, kv_tokens: int, max_batch: int, max_pass: int, share_from: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        kv_tokens: int,
+        max_batch: int,
+        max_pass: int,
+        share_from: int,
+        eos_ids: frozenset[int],
+    ) -> None:
         self.decoder = decoder
         config = decoder.config
         weight = next(decoder.parameters())
@@ -286,7 +295,7 @@ class Engine:
         )
         self.tree = RadixTree(self.pool)
         self.stats = Stats()
-        self.max_batch, self.max_pass, self.share_from = max_batch, max_pass, share_from
+        self.max_batch, self.max_pass, self.share_from, self.eos_ids = max_batch, max_pass, share_from, eos_ids
         self._windows = frozenset(layer.attention.window for layer in config.layers)
         self._waiting: deque[Stem] = deque()
         self._stems: dict[bytes, Stem] = {}
@@ -602,7 +611,7 @@ class Engine:
             if row.ledger is not None:
                 row.ledger.tokens += 1
             try:
-                finish = row.accept(token, logprob, sample_logprob, row.parent.backend)
+                finish = row.accept(token, logprob, sample_logprob, self.eos_ids)
             except Exception as error:  # a stop callable of the user's, or a token callback
                 self._leave(row)
                 self._resolve(row, error=error)
