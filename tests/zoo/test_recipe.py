@@ -22,7 +22,9 @@ from bough.zoo.sampling import sample_problems, solved
 from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, train_tokenizer
 from bough.zoo.training import Recipe, config_of, fit, hidden_states, logits_of, next_token_loss
 
-TINY = Recipe(hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, steps=30, batch_tokens=512, warmup=5)
+TINY = Recipe(
+    hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, steps=30, batch_tokens=512, rate=((5, 1.0), (20, 1.0))
+)
 
 
 @pytest.fixture(scope="module")

@@ -101,10 +101,10 @@ def write_card(name: str, folder: Path) -> None:
         "",
         f"Seed {recipe['seed']}, {recipe['steps']} steps of {recipe['batch_tokens']} tokens "
         f"({last['tokens'] / 1e6:.1f} M in all, padding and prompts included), "
-        f"{last['seconds'] / 60:.0f} minutes on one CPU core. Muon "
+        f"{last['seconds'] / 60:.0f} minutes on two CPU cores. Muon "
         f"({recipe['muon_lr']}) for the hidden matrices, AdamW ({recipe['adam_lr']}) for the rest, weight decay "
-        f"{recipe['weight_decay']}; warm-up over {recipe['warmup']} steps, linear decay to 0 over the last "
-        f"{recipe['decay']:.0%}. Last training loss: {last['loss']:.3f} nats.",
+        f"{recipe['weight_decay']}; the learning rate, relative to its peak, is linear between the knots "
+        f"{recipe['rate']} and 0 at either end. Last training loss: {last['loss']:.3f} nats.",
         "",
         "## Measured on test problems",
         "",

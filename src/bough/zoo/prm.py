@@ -39,7 +39,15 @@ PROBLEMS = 2000  # per task
 NEIGHBOURS = 0.2  # the share of problems from the level below the default one, and from that above
 VALIDATION = 60  # problems per task
 RECIPE = Recipe(
-    hidden=256, layers=6, heads=8, kv_heads=4, ffn=768, steps=1000, warmup=40, decay=0.8, muon_lr=1.5e-3, adam_lr=1e-3
+    hidden=256,
+    layers=6,
+    heads=8,
+    kv_heads=4,
+    ffn=768,
+    steps=1000,
+    rate=((39, 1.0), (200, 1.0)),
+    muon_lr=1.5e-3,
+    adam_lr=1e-3,
 )
 
 

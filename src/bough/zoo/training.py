@@ -1,7 +1,7 @@
 """The training loop that the embedded models share: one CPU core, bf16 matrix products, resumable.
 
 Hidden matrices are trained by Muon (https://kellerjordan.github.io/posts/muon), embeddings and norms by
-AdamW, on float32 weights. The learning rate warms up, stays, and decays linearly to 0.
+AdamW, on float32 weights. The learning rate is piecewise linear in the step.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class Recipe:
     ffn: int
     steps: int
     batch_tokens: int = 8192  # padding included
-    warmup: int = 60  # steps
-    decay: float = 0.5  # the share of the steps, at the end, over which the learning rate falls to 0
+    rate: tuple[tuple[int, float], ...] = ((60, 1.0), (800, 1.0))  # knots (step, learning rate / its peak)
     muon_lr: float = 3e-3
     adam_lr: float = 4e-3
     weight_decay: float = 0.01
@@ -166,7 +165,6 @@ def _optimizers(decoder: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]
 
 
 def _rate(step: int, recipe: Recipe) -> float:
-    """The learning rate at a step, relative to its peak."""
-    up = (step + 1) / recipe.warmup
-    down = (recipe.steps - step) / (recipe.decay * recipe.steps)
-    return min(1.0, up, down)
+    """The learning rate at a step, relative to its peak: linear from 0 through the knots to 0."""
+    steps, rates = zip((-1, 0.0), *recipe.rate, (recipe.steps, 0.0), strict=True)
+    return float(np.interp(step, steps, rates))
