@@ -11,11 +11,11 @@ import re
 from .base import DONE, Draw, Problem, Task, apply
 
 _LIMIT = 999
-_OPERATIONS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 6: 8}
+_OPERATIONS = dict(enumerate((2, 3, 4, 5, 6, 8, 10, 12, 16), start=1))
 
 
 class Arithmetic(Task):
-    """Levels are 2, 3, 4, 5, 6 and 8 operations; every value stays within 0..999.
+    """Levels are 2, 3, 4, 5, 6, 8, 10, 12 and 16 operations; every value stays within 0..999.
 
     A line is right when it is exactly the next operation with its right result.
     """

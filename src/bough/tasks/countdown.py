@@ -28,7 +28,7 @@ class Countdown(Task):
 
     name = "countdown"
     levels = tuple(_LEVELS)
-    default_level = 3
+    default_level = 2
 
     def draw(self, rng: random.Random, level: int) -> Draw:
         count, largest = _LEVELS[level]

@@ -92,7 +92,7 @@ class Logic(Task):
 
     name = "logic"
     levels = tuple(_LEVELS)
-    default_level = 3
+    default_level = 1
 
     def draw(self, rng: random.Random, level: int) -> Draw:
         shape = _LEVELS[level]

@@ -31,6 +31,7 @@ MIXES = (
     Mix(500, {"arithmetic": 2, "countdown": 3, "stories": 4, "logic": 4}, (6, 5, 3, 1, 0, 0)),
     Mix(float("inf"), {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 4}, (2, 4, 5, 4, 2, 1)),
 )
+LEVELS = range(1, 7)  # that the models are trained on
 BUCKETS = (48, 64, 96, 128, 160, 192, 256)  # padded lengths
 
 
@@ -54,7 +55,7 @@ class Batch:
 def tokenizer_corpus(per_level: int) -> Iterator[str]:
     """Text to train the tokenizer on: the first problems of every task and level."""
     for task in TASKS.values():
-        for level in task.levels:
+        for level in LEVELS:
             for index in range(per_level):
                 problem = task.problem("train", index, level)
                 yield problem.prompt + problem.solution
@@ -67,13 +68,13 @@ def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 
     """
     rng = random.Random(f"zoo/{seed}")
     queues: dict[int, list[tuple[list[int], int]]] = {length: [] for length in BUCKETS}
-    indices = dict.fromkeys(((task, level) for task, t in TASKS.items() for level in t.levels), 0)
+    indices = dict.fromkeys(((task, level) for task in TASKS for level in LEVELS), 0)
     made = 0
     while True:
         mix = next(mix for mix in MIXES if made < mix.until)
         prompts, solutions = [], []
         for task in rng.choices(list(mix.tasks), list(mix.tasks.values()), k=256):
-            level = rng.choices(TASKS[task].levels, mix.levels)[0]
+            level = rng.choices(LEVELS, mix.levels)[0]
             problem = TASKS[task].problem("train", indices[task, level], level)
             indices[task, level] += 1
             prompts.append(problem.prompt)
