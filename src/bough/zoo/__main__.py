@@ -46,7 +46,8 @@ def make(name: str, build: Path, out: Path) -> None:
     shipped = in_bf16(nano)
     samples = many_samples(shipped, tokenizer, build / "nano.samples.json")
     mix = "; then ".join(
-        f"tasks {mix.tasks}, levels 1 to 6 as {mix.levels}" + (f", for {mix.until} steps" if mix.until < 1e9 else "")
+        f"tasks {mix.tasks}, levels as {mix.levels + mix.longer}"
+        + (f", for {mix.until} steps" if mix.until < 1e9 else "")
         for mix in MIXES
     )
     if name == "nano":

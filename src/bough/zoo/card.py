@@ -124,7 +124,7 @@ def _accuracy_tables(measured: Mapping[str, Any]) -> list[str]:
     lines = ["Share right, sampled at temperature 1 / greedy, by level (the default level in bold):", ""]
     lines += ["| task | " + " | ".join(levels) + " |", "|---" * (len(levels) + 1) + "|"]
     for task, row in table.items():
-        cells = [f"{row[level]['sampled']:.0%} / {row[level]['greedy']:.0%}" for level in levels]
+        cells = [f"{row[at]['sampled']:.0%} / {row[at]['greedy']:.0%}" if at in row else "" for at in levels]
         bold = levels.index(str(TASKS[task].default_level))
         cells[bold] = f"**{cells[bold]}**"
         lines.append(f"| {task} | " + " | ".join(cells) + " |")

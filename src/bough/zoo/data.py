@@ -19,19 +19,21 @@ from .tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 @dataclass(frozen=True)
 class Mix:
-    """How documents are drawn until a batch is reached: weights of the tasks, and of levels 1 to 6."""
+    """How documents are drawn until a batch is reached: weights of the tasks, and of their levels from 1 on."""
 
     until: float
     tasks: dict[str, int]
     levels: tuple[int, ...]
+    longer: tuple[int, ...] = (0, 0, 0)  # levels 7 to 9, which only arithmetic has
 
 
-# First short problems, from which looking things up and reckoning are learnt fastest; then all levels.
+# First short problems, from which looking things up and reckoning are learnt fastest; then all levels; at last the
+# longest chains as well, so that arithmetic too has a level that is not mastered.
 MIXES = (
     Mix(500, {"arithmetic": 2, "countdown": 3, "stories": 4, "logic": 4}, (6, 5, 3, 1, 0, 0)),
-    Mix(float("inf"), {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 4}, (2, 4, 5, 4, 2, 1)),
+    Mix(2300, {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 4}, (2, 4, 5, 4, 2, 1)),
+    Mix(float("inf"), {"arithmetic": 3, "countdown": 4, "stories": 4, "logic": 4}, (2, 4, 5, 4, 2, 1), (6, 8, 6)),
 )
-LEVELS = range(1, 7)  # that the models are trained on
 BUCKETS = (48, 64, 96, 128, 160, 192, 256)  # padded lengths
 
 
@@ -53,9 +55,9 @@ class Batch:
 
 
 def tokenizer_corpus(per_level: int) -> Iterator[str]:
-    """Text to train the tokenizer on: the first problems of every task and level."""
+    """Text to train the tokenizer on: the first problems of every task and of levels 1 to 6."""
     for task in TASKS.values():
-        for level in LEVELS:
+        for level in task.levels[:6]:
             for index in range(per_level):
                 problem = task.problem("train", index, level)
                 yield problem.prompt + problem.solution
@@ -68,13 +70,14 @@ def batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int, skip: int = 
     """
     rng = random.Random(f"zoo/{seed}")
     queues: dict[int, list[tuple[list[int], int]]] = {length: [] for length in BUCKETS}
-    indices = dict.fromkeys(((task, level) for task in TASKS for level in LEVELS), 0)
+    indices = dict.fromkeys(((task, level) for task, t in TASKS.items() for level in t.levels), 0)
     made = 0
     while True:
         mix = next(mix for mix in MIXES if made < mix.until)
         prompts, solutions = [], []
         for task in rng.choices(list(mix.tasks), list(mix.tasks.values()), k=256):
-            level = rng.choices(LEVELS, mix.levels)[0]
+            levels = TASKS[task].levels
+            level = rng.choices(levels, (*mix.levels, *mix.longer)[: len(levels)])[0]
             problem = TASKS[task].problem("train", indices[task, level], level)
             indices[task, level] += 1
             prompts.append(problem.prompt)

@@ -17,10 +17,16 @@ from .tokenizer import train_tokenizer
 from .training import Recipe, config_of, fit, next_token_loss
 
 RECIPES = {
-    "nano": Recipe(hidden=256, layers=6, heads=8, kv_heads=4, ffn=768, steps=2300, rate=((59, 1.0), (690, 1.0))),
-    "nano-draft": Recipe(
-        hidden=128, layers=4, heads=4, kv_heads=2, ffn=384, steps=600, rate=((59, 1.0), (180, 1.0))
+    "nano": Recipe(
+        hidden=256,
+        layers=6,
+        heads=8,
+        kv_heads=4,
+        ffn=768,
+        steps=2650,
+        rate=((59, 1.0), (690, 1.0), (2300, 0.0), (2330, 0.5)),
     ),
+    "nano-draft": Recipe(hidden=128, layers=4, heads=4, kv_heads=2, ffn=384, steps=600, rate=((59, 1.0), (180, 1.0))),
 }
 
 
