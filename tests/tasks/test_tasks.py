@@ -14,7 +14,7 @@ from bough.core.errors import InvalidInput
 from bough.tasks import SPLITS, TASKS, Problem, Task, get_task
 
 DIGESTS = {
-    "arithmetic": "c9b5325def08eef9",
+    "arithmetic": "1a04d70d252f3e3c",
     "countdown": "eaedc232180c4da5",
     "stories": "15cc46675cb6f46e",
     "logic": "fd4ce6f2c8c75b09",
@@ -125,8 +125,8 @@ def test_bad_arguments_name_the_choices() -> None:
     task = get_task("arithmetic")
     with pytest.raises(InvalidInput, match="train, validation, test"):
         task.problem("dev", 0)
-    with pytest.raises(InvalidInput, match="no level 9.*1, 2, 3"):
-        task.problem("test", 0, 9)
+    with pytest.raises(InvalidInput, match="no level 10.*1, 2, 3"):
+        task.problem("test", 0, 10)
     with pytest.raises(InvalidInput, match="-1 is negative"):
         task.problem("test", -1)
     with pytest.raises(InvalidInput, match="'countdown' was given to the judge of 'arithmetic'"):

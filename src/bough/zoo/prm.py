@@ -35,7 +35,7 @@ from .training import Recipe, fit, hidden_states, in_bf16, logits_of
 
 STEP_TAG, GOOD, BAD = "\n", "+", "-"
 SAMPLES = {1.0: 6, 0.7: 1, 1.3: 1}  # of each problem, by temperature
-PROBLEMS = 1500  # per task
+PROBLEMS = 800  # per task
 NEIGHBOURS = 0.2  # the share of problems from the level below the default one, and from that above
 VALIDATION = 60  # problems per task
 RECIPE = Recipe(
@@ -44,8 +44,8 @@ RECIPE = Recipe(
     heads=8,
     kv_heads=4,
     ffn=768,
-    steps=600,
-    rate=((29, 1.0), (120, 1.0)),
+    steps=450,
+    rate=((29, 1.0), (100, 1.0)),
     muon_lr=1.5e-3,
     adam_lr=1e-3,
 )

@@ -125,6 +125,8 @@ def fit(
         decoder.load_state_dict(state["decoder"])
         for part, part_state in zip(parts, state["optimizers"], strict=True):
             part.load_state_dict(part_state)
+    if step >= recipe.steps:
+        return log
     losses: list[float] = []
     for batch in batches(step):
         if step >= recipe.steps:
