@@ -35,9 +35,9 @@ from .training import Recipe, fit, hidden_states, in_bf16, logits_of
 
 STEP_TAG, GOOD, BAD = "\n", "+", "-"
 SAMPLES = {1.0: 6, 0.7: 1, 1.3: 1}  # of each problem, by temperature
-PROBLEMS = 800  # per task
+PROBLEMS = 600  # per task
 NEIGHBOURS = 0.2  # the share of problems from the level below the default one, and from that above
-VALIDATION = 60  # problems per task
+VALIDATION = 30  # problems per task
 RECIPE = Recipe(
     hidden=256,
     layers=6,
