@@ -62,7 +62,7 @@ def demo(
     Examples:
 
         bough demo
-        bough demo --task countdown --problems 200
+        bough demo --task arithmetic --problems 200
         bough demo --task all --json > demo.json
     """
     from bough import api
@@ -71,9 +71,7 @@ def demo(
 
     check_trace_file(trace)
     arms = [Arm(make_strategy(name)) for name in TECHNIQUES]
-    chosen = [
-        (task, chosen_problems(task, "test", level, problems)) for task in chosen_tasks(tasks or ["arithmetic"])
-    ]
+    chosen = [(task, chosen_problems(task, "test", level, problems)) for task in chosen_tasks(tasks or ["countdown"])]
     with err.status(f"loading {model}"):
         lm = api.load(model)
         judge = api.reward_for(lm, arms[-1].strategy, reward)

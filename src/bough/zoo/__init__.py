@@ -8,7 +8,6 @@ from bough.core.errors import InvalidInput
 
 MODELS = {
     "bough/nano": "4.9 M parameters; solves bough's four tasks in steps, and errs often enough to be worth helping",
-    "bough/nano-draft": "0.9 M parameters; the same tokenizer and tasks, for drafting",
     "bough/nano-prm": "a process reward model for bough/nano: how likely each step leaves the solution right",
 }
 

@@ -17,8 +17,8 @@ from .prm import Marked, marked, pad, reliability, scores, tags_of
 from .sampling import sample_problems, solved
 from .training import hidden_states, logits_of
 
-PROBLEMS = 60  # of each task and level
-TRIED = 64  # problems of each default level that are tried many times
+PROBLEMS = 40  # of each task and level
+TRIED = 32  # problems of each default level that are tried many times
 TRIES = 64  # samples of each of them
 FEW = 4  # samples at the other levels
 

@@ -44,8 +44,8 @@ RECIPE = Recipe(
     heads=8,
     kv_heads=4,
     ffn=768,
-    steps=450,
-    rate=((29, 1.0), (100, 1.0)),
+    steps=880,
+    rate=((29, 1.0), (100, 1.0), (450, 0.0), (470, 0.8)),
     muon_lr=1.5e-3,
     adam_lr=1e-3,
 )
