@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from bough.bench import Arm, Greedy, Results, TrialsFailed, evaluate, evaluate_async, trials
+from bough.bench import Arm, Results, TrialsFailed, evaluate, evaluate_async, trials
 from bough.bench.results import KEY, fingerprint, key
 from bough.core import (
     Branch,
@@ -24,6 +24,7 @@ from bough.core import (
     UnsupportedError,
     run,
 )
+from bough.search import Greedy
 from bough.tasks import get_task
 from chains import ChainBackend, ChainReward, solution
 

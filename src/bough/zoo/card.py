@@ -39,6 +39,7 @@ _DATA = {
         "six at temperature 1, one at 0.7, one at 1.3. No test problem was seen in training."
     ),
 }
+_AUCS = {"overall": "overall", "within": "within a problem", "first error": "first error"}
 _LIMITS = {
     "nano": (
         "It knows nothing but these tasks, in exactly their format; any other text gives nonsense. Numbers beyond "
@@ -46,7 +47,9 @@ _LIMITS = {
     ),
     "nano-prm": (
         "It judges only what bough/nano may write for these tasks. It says whether the steps so far are right, not "
-        "whether the solution will end well. Searches that optimise hard against it find its mistakes."
+        "whether the solution will end well. Searches that optimise hard against it find its mistakes: where best-of-N "
+        "falls as N grows, in the table above, do not search with it. It learnt to judge countdown; for the other tasks "
+        "it saw too few problems, and knows their training samples better than what makes a step right."
     ),
 }
 
@@ -149,11 +152,11 @@ def _reward_tables(measured: Mapping[str, Any]) -> list[str]:
         "AUC of a step's reward against its label: over all steps; over pairs of steps at the same depth of the same "
         "problem; and over such pairs where all earlier steps are right.",
         "",
-        "| task | overall | within a problem | first error |",
-        "|---|---|---|---|",
+        "| task | " + " | ".join(_AUCS.values()) + " |",
+        "|---" * (len(_AUCS) + 1) + "|",
     ]
     for task, row in measured["auc"].items():
-        lines.append(f"| {task} | " + " | ".join(f"{row[key]:.3f}" for key in row) + " |")
+        lines.append(f"| {task} | " + " | ".join(f"{row[key]:.3f}" for key in _AUCS) + " |")
     counts = list(next(iter(measured["best of"].values())))
     lines += ["", "Share right of the best-rated (by its last step) of N samples of bough/nano:", ""]
     lines += ["| task | " + " | ".join(f"N={n}" for n in counts) + " |", "|---" * (len(counts) + 1) + "|"]
