@@ -166,7 +166,7 @@ def test_a_defect_keeps_its_traceback(chains, bough, monkeypatch):
 
 
 def test_a_strategy_that_raises_still_gives_what_it_had_found(chains, bough, monkeypatch):
-    from bough.bench import Greedy
+    from bough.search import Greedy
 
     decode = Greedy.__call__
 
