@@ -36,7 +36,7 @@ class TechniqueInfo:
     promise: Promise
     requires: frozenset[Capability]
     needs_reward: bool
-    deterministic: bool
+    deterministic: bool = False
 
     @property
     def summary(self) -> str:

@@ -98,11 +98,11 @@ class AStar(StepSearch):
         max_expansions: the search ends after so many.
     """
 
-    width: int = 4
+    width: int = 2
     parallel: int = 4
     doubt: float = 0.7
-    cost: Cost = "deterioration"
-    revisit_cost: float = 0.3
+    cost: Cost = "worst"
+    revisit_cost: float = 0.15
     tie_break: TieBreak = "path"
     max_expansions: int = 256
 

@@ -48,8 +48,8 @@ _LIMITS = {
     "nano-prm": (
         "It judges only what bough/nano may write for these tasks. It says whether the steps so far are right, not "
         "whether the solution will end well. Searches that optimise hard against it find its mistakes: where "
-        "best-of-N falls as N grows, in the table above, do not search with it. It learnt to judge countdown; for the "
-        "other tasks it saw too few problems, and knows its training samples better than what makes a step right."
+        "best-of-N falls as N grows, in the table above, do not search with it. It learnt to judge countdown; for "
+        "the other tasks it saw too few problems, and knows its training samples better than what makes a step right."
     ),
 }
 
