@@ -9,7 +9,7 @@ import time
 
 from bough.cli.common import TECHNIQUES
 
-QUICK = ("demo", "-n", 4, "--level", 1)
+QUICK = ("demo", "--task", "arithmetic", "-n", 4, "--level", 1)
 
 
 def test_the_demo_shows_a_table_a_tree_and_saves_a_page(chains, bough):
@@ -66,7 +66,10 @@ def test_the_demo_runs_on_the_embedded_models(bough, tmp_path, monkeypatch):
 
 def test_ctrl_c_shows_what_was_finished(child, tmp_path):
     process = subprocess.Popen(
-        **child("demo", "-n", 6, "--level", 2, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        **child("demo", "--task", "arithmetic", "-n", 6, "--level", 2, "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stderr.readline() == "running\n"

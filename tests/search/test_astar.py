@@ -119,7 +119,10 @@ def test_f_never_falls_along_a_path_nor_in_the_order_of_expansion(cost: Any) -> 
 def test_without_a_cost_f_does_fall() -> None:
     falls = 0
     for seed in range(20):
-        order = [event.f for event in search(AStar(cost="none", parallel=1, revisit_cost=NEVER), seed=seed).expanded]
+        order = [
+            event.f
+            for event in search(AStar(width=4, cost="none", parallel=1, revisit_cost=NEVER), seed=seed).expanded
+        ]
         falls += order != sorted(order)
     assert falls > 10
 
@@ -341,7 +344,7 @@ def test_it_returns_the_first_goal_popped_even_if_another_has_a_higher_reward() 
     """Scores of goals drawn on the way are offered, for a run that is cut off; they do not win a finished search."""
     differ = 0
     for seed in range(40):
-        found = search(AStar(revisit_cost=NEVER), seed=seed)
+        found = search(AStar(width=4, cost="deterioration", revisit_cost=NEVER), seed=seed)
         offered = [event for event in found.events if event.kind == "proposed"]
         assert found.answer.branch is not None
         assert found.answer.score == judged(found.answer.branch.tokens)

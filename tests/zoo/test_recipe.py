@@ -154,7 +154,7 @@ def test_reliability_within_a_problem_sees_through_a_reward_that_only_knows_the_
 
 def test_a_written_folder_is_the_same_model_in_transformers(tokenizer, decoder, tmp_path: Path) -> None:
     log = [{"tokens": 1, "seconds": 1, "loss": 1.0}]
-    row = {str(level): {"greedy": 0.5, "sampled": 0.25} for level in range(1, 7)}
+    row = {str(level): {"greedy": 0.5, "sampled": 0.25} for level in range(1, 10)}
     measured = {"log": log, "accuracy": dict.fromkeys(TASKS, row)}
     write_folder("nano", tmp_path, decoder, tokenizer, TINY, measured, {})
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
