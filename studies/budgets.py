@@ -1,15 +1,18 @@
 """Accuracy against generated tokens: A*-decoding, best-of-N, self-consistency, beam search, particle filter.
 
-    python studies/budgets.py                              # the figure; about half an hour on 2 cores
-    python studies/budgets.py --problems 50 --seeds 1      # a quick look
+    python studies/budgets.py                                         # about TIME on 2 cores
+    python studies/budgets.py --problems 50 --curve 20 --seeds 1      # a quick look
 
 Every method runs on the same test problems under the same seeds, at sizes from 1/4 to 4 times its default; the
 comparisons are paired, with a bootstrap over problems. Best-of-N and self-consistency draw the n-th child of the
 prompt as their n-th sample, so their sizes below the largest are the first N of its samples, and are computed from
 them; that this is what the strategies themselves return is checked on the first problems of each task.
 
-Finished trials are kept in `build/budgets.jsonl`, and a run that was stopped goes on from there. The summary goes
-to `studies/results/budgets.{json,csv,svg}`.
+A*'s default and size 16 of the others, which the figure compares, run on all problems under all seeds; the other
+sizes, which draw the curve, on the first problems under the first seed.
+
+The work is split by task and seed over one process per core. Finished parts are kept under `build/budgets`, and a
+run that was stopped goes on from there; delete them when a model or a search has changed. The summary goes to `studies/results/budgets.{json,csv,svg}`.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ import argparse
 import asyncio
 import csv
 import json
+import multiprocessing
+import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import bough
-from bough.bench import Results, evaluate_async, trials
-from bough.bench.evaluate import Arm
+from bough.bench import Arm, evaluate_async, trials
 from bough.bench.stats import accuracy, paired_bootstrap
 from bough.core import Backend, Reward, Run
 from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter, SelfConsistency
@@ -38,6 +44,7 @@ from bough.tasks import Problem, Task, get_task
 HERE = Path(__file__).parent
 SIZES = (4, 8, 16, 32, 64)  # 1/4 to 4 times the default of 16
 ASTAR_WIDTHS = (1, 2, 4, 8, 16)
+COMPARED = {"astar": AStar().width, "beam-search": 16, "particle-filter": 16, "best-of-n": 16}
 Row = dict[str, Any]
 
 
@@ -51,18 +58,18 @@ def searches() -> dict[str, dict[int, Any]]:
 
 
 async def sampled(
-    lm: Backend, reward: Reward, task: Task, problem: Problem, seed: int, check: bool
+    lm: Backend, reward: Reward, task: Task, problem: Problem, seed: int, sizes: Sequence[int], check: bool
 ) -> list[tuple[str, int, Row]]:
-    """Best-of-N and self-consistency of every size, from the samples of the largest."""
+    """Best-of-N and self-consistency of the sizes, from the samples of the largest."""
     run = Run(task=task, reward=reward)
     prompt = lm.branch(problem.prompt, seed=seed).with_run(run)
-    leaves = await prompt.sample(max(SIZES), stop=task.answer_stop, max_tokens=BestOfN().max_tokens)
+    leaves = await prompt.sample(max(sizes), stop=task.answer_stop, max_tokens=BestOfN().max_tokens)
     answers = [task.extract(leaf.completion) for leaf in leaves]
     scores = await run.reward(leaves)
     right = [task.check(problem, leaf.completion) for leaf in leaves]
     lengths = [len(leaf.appended) for leaf in leaves]
     rows = []
-    for size in SIZES:
+    for size in sizes:
         spent = {"tokens": sum(lengths[:size]), "passes": max(lengths[:size])}
         # An unanswered solution is never preferred; of equal scores the smaller key stays (`Run.propose`).
         best = max(range(size), key=lambda i: (answers[i] is not None, scores[i], -leaves[i].key))
@@ -85,41 +92,50 @@ async def sampled(
     return rows
 
 
-async def run_task(lm: Backend, reward: Reward, task: Task, args: argparse.Namespace, results: Results) -> list[Row]:
-    """All trials of one task."""
+async def run_part(lm: Backend, reward: Reward, task: Task, seed: int, args: argparse.Namespace) -> list[Row]:
+    """All trials of one task under one seed."""
     problems = [task.problem("test", index) for index in range(args.problems)]
+    curve = problems[: args.curve] if seed == 0 else []
     arms = {(name, size): Arm(strategy) for name, sizes in searches().items() for size, strategy in sizes.items()}
-    todo = trials(list(arms.values()), problems, range(args.seeds))
-    started, done = time.perf_counter(), 0
-
-    def progress(_: Any) -> None:
-        nonlocal done
-        done += 1
-        if done % 500 == 0:
-            print(f"  {task.name}: {done}/{len(todo)} searches, {time.perf_counter() - started:.0f} s", flush=True)
-
-    records = await evaluate_async(
-        lm, todo, reward=reward, results=results, concurrency=args.concurrency, on_record=progress
-    )
-    named = {json.dumps(arm.params, sort_keys=True) + arm.name: key for key, arm in arms.items()}
+    compared = [arm for (name, size), arm in arms.items() if size == COMPARED[name]]
+    todo = trials(compared, problems, [seed])
+    if curve:
+        todo += trials([arm for arm in arms.values() if arm not in compared], curve, [seed])
+    keys = {id(arm): key for key, arm in arms.items()}
+    kept = ("index", "seed", "correct", "tokens", "reward_calls", "passes")
     rows = []
-    for record in records:
-        name, size = named[json.dumps(record["params"], sort_keys=True) + record["strategy"]]
-        kept = ("index", "seed", "correct", "tokens", "reward_calls", "passes", "seconds")
+    for trial, record in zip(
+        todo, await evaluate_async(lm, todo, reward=reward, concurrency=args.concurrency), strict=True
+    ):
+        name, size = keys[id(trial.arm)]
         rows.append({"task": task.name, "method": name, "size": size, **{k: record[k] for k in kept}})
-    gate = asyncio.Semaphore(max(1, args.concurrency // 8))
+    gate = asyncio.Semaphore(max(1, args.concurrency // 4))
 
-    async def draw(problem: Problem, seed: int) -> list[Row]:
+    async def draw(problem: Problem) -> list[Row]:
+        sizes = SIZES if problem in curve else [size for size in SIZES if size == COMPARED["best-of-n"]]
         async with gate:
-            drawn = await sampled(lm, reward, task, problem, seed, check=problem.index < 3 and seed == 0)
+            drawn = await sampled(lm, reward, task, problem, seed, sizes, check=problem.index < 3)
         head = {"task": task.name, "index": problem.index, "seed": seed}
         return [{**head, "method": name, "size": size, **row} for name, size, row in drawn]
 
-    pool = [(problem, seed) for seed in range(args.seeds) for problem in problems]
-    for batch in await asyncio.gather(*[draw(problem, seed) for problem, seed in pool]):
+    for batch in await asyncio.gather(*map(draw, problems)):
         rows += batch
-    print(f"  {task.name}: done after {time.perf_counter() - started:.0f} s", flush=True)
     return rows
+
+
+def part(work: tuple[str, int, argparse.Namespace]) -> tuple[list[Row], str]:
+    """One task under one seed, from its file if it is there, in a process of its own."""
+    task, seed, args = work
+    file = args.scratch / f"{task}-{seed}-{args.problems}-{args.curve}.json"
+    if file.exists():
+        return json.loads(file.read_text()), f"{file.name} was there"
+    started = time.perf_counter()
+    lm, reward = bough.load(args.model), bough.load_reward(args.reward)
+    rows = bough.run(run_part(lm, reward, get_task(task), seed, args))
+    scratch = file.with_suffix(".part")
+    scratch.write_text(json.dumps(rows))
+    scratch.replace(file)
+    return rows, f"{task} under seed {seed} took {time.perf_counter() - started:.0f} s"
 
 
 def aligned(rows: list[Row], a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[Row, Row]]:
@@ -158,7 +174,8 @@ def summarise(rows: list[Row], args: argparse.Namespace) -> dict[str, Any]:
         share = accuracy([r["index"] for r in group], [r["correct"] for r in group])
         cells.append(
             {
-                "task": task, "method": method, "size": size, "accuracy": round(share.estimate, 4),
+                "task": task, "method": method, "size": size, "trials": len(group),
+                "accuracy": round(share.estimate, 4),
                 "low": round(share.low, 4), "high": round(share.high, 4),
                 "tokens": round(float(np.mean([r["tokens"] for r in group])), 1),
                 "reward_calls": round(float(np.mean([r["reward_calls"] for r in group])), 2),
@@ -168,12 +185,12 @@ def summarise(rows: list[Row], args: argparse.Namespace) -> dict[str, Any]:
     for task in sorted({row["task"] for row in rows}):
         mine = [row for row in rows if row["task"] == task]
         comparisons[task] = [
-            compare(mine, ("astar", width), other)
-            for width in ASTAR_WIDTHS
-            for other in (("best-of-n", 16), ("particle-filter", 16))
+            compare(mine, ("astar", COMPARED["astar"]), (other, 16))
+            for other in ("best-of-n", "particle-filter", "beam-search", "self-consistency")
         ]
     return {
-        "problems": args.problems, "seeds": args.seeds, "model": args.model, "reward": args.reward,
+        "problems": args.problems, "seeds": args.seeds, "curve": args.curve,
+        "model": args.model, "reward": args.reward,
         "default_astar": AStar().width, "cells": cells, "comparisons": comparisons,
     }  # fmt: skip
 
@@ -209,22 +226,23 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "stories"])
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--curve", type=int, default=100, help="problems for the sizes that are not compared")
     parser.add_argument("--model", default="bough/nano")
     parser.add_argument("--reward", default="bough/nano-prm")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "budgets")
-    parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "budgets.jsonl")
+    parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "budgets")
     args = parser.parse_args()
-    lm, reward = bough.load(args.model), bough.load_reward(args.reward)
-    results = Results(args.scratch)
-
-    async def everything() -> list[Row]:
-        rows = []
-        for name in args.tasks:
-            rows += await run_task(lm, reward, get_task(name), args, results)
-        return rows
-
-    summary = summarise(bough.run(everything()), args)
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    work = [(task, seed, args) for seed in range(args.seeds) for task in args.tasks]
+    rows: list[Row] = []
+    with ProcessPoolExecutor(
+        os.cpu_count(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        for done, (found, line) in enumerate(pool.map(part, work), start=1):
+            rows += found
+            print(f"{line} ({done} of {len(work)})", flush=True)
+    summary = summarise(rows, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     with args.out.with_suffix(".csv").open("w", newline="") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from bough.tasks import TASKS
 from bough.zoo import path
 from bough.zoo.card import write_folder
 from bough.zoo.data import batches
-from bough.zoo.prm import Marked, auc, margins, marked, pad, reliability, scores, tags_of
+from bough.zoo.marking import FIRST, SAMPLES, Marked, marked, marked_samples
+from bough.zoo.prm import auc, grown, margins, pad, reliability, scores, tags_of
 from bough.zoo.sampling import sample_problems, solved
 from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, train_tokenizer
 from bough.zoo.training import Recipe, config_of, fit, hidden_states, logits_of, next_token_loss
@@ -25,6 +27,10 @@ from bough.zoo.training import Recipe, config_of, fit, hidden_states, logits_of,
 TINY = Recipe(
     hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, steps=30, batch_tokens=512, rate=((5, 1.0), (20, 1.0))
 )
+TINY_MEASURED = {
+    "log": [{"tokens": 1, "seconds": 1, "loss": 1.0}],
+    "accuracy": dict.fromkeys(TASKS, {str(level): {"greedy": 0.5, "sampled": 0.25} for level in range(1, 10)}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +131,43 @@ def test_marked_samples_are_labelled_at_every_line_end(tokenizer) -> None:
         assert [tokenizer.decode([one.ids[end]]) for end in one.ends] == ["\n"] * (lines + 1)
 
 
+def test_samples_are_drawn_once_and_only_around_the_default_levels(tokenizer, decoder, tmp_path: Path) -> None:
+    write_folder("nano", tmp_path / "policy", decoder, tokenizer, TINY, TINY_MEASURED, {})
+    few = {"validation": 1, "train": 2}
+    drawn = marked_samples(tmp_path / "policy", tokenizer, tmp_path / "build", few)
+    for split, count in few.items():
+        for name, task in TASKS.items():
+            own = [one for one in drawn[split] if one.problem[0] == name]
+            assert sum(one.count for one in own) == count * sum(SAMPLES.values())
+            prompts = {tokenizer.decode(one.ids[: one.ends[0] + 1]) for one in own}
+            away = 1 if split == "train" else 0
+            assert prompts <= {
+                task.problem(split, FIRST + index, level).prompt
+                for index in range(count)
+                for level in task.levels
+                if abs(level - task.default_level) <= away
+            }
+    (tmp_path / "policy" / "model.safetensors").unlink()
+    assert marked_samples(tmp_path / "policy", tokenizer, tmp_path / "build", few) == drawn
+
+
+def test_the_tokens_of_right_lines_are_targets(tokenizer) -> None:
+    problem = TASKS["arithmetic"].problem("train", 0)
+    first, *rest = problem.solution.splitlines(keepends=True)
+    (sample,) = marked(tokenizer, [problem], [first + rest[0].replace("=", "=9") + "".join(rest[1:])])
+    targets = pad([sample], len(sample.ids) + 3).targets[0]
+    assert tokenizer.decode(targets[targets >= 0]) == first
+    begin = sample.ends[0]
+    assert (targets >= 0).nonzero()[0].tolist() == list(range(begin, sample.ends[1]))
+
+
+def test_a_grown_model_begins_as_the_policy(tokenizer, decoder) -> None:
+    deeper = grown(decoder, config_of(replace(TINY, layers=4), tokenizer.get_vocab_size()), seed=1)
+    tokens = np.random.default_rng(0).integers(3, 200, (2, 12))
+    assert len(deeper.layers) == 4
+    assert torch.equal(hidden_states(deeper, tokens), hidden_states(decoder, tokens))
+
+
 def test_rewards_do_not_depend_on_what_shares_the_batch(tokenizer, decoder) -> None:
     problems = [task.problem("train", index) for task in TASKS.values() for index in range(3)]
     samples = marked(tokenizer, problems, [problem.solution for problem in problems])
@@ -132,7 +175,8 @@ def test_rewards_do_not_depend_on_what_shares_the_batch(tokenizer, decoder) -> N
     assert [tokenizer.decode([tag]) for tag in tags] == ["+", "-"]
     together = scores(decoder, samples, tags)
     for one, values in zip(samples, together, strict=True):
-        alone = margins(decoder, pad([one], len(one.ids)), tags).sigmoid().tolist()
+        batch = pad([one], len(one.ids))
+        alone = margins(decoder, hidden_states(decoder, batch.tokens), batch, tags).sigmoid().tolist()
         assert values == pytest.approx(alone, abs=0.02)
 
 
@@ -153,10 +197,7 @@ def test_reliability_within_a_problem_sees_through_a_reward_that_only_knows_the_
 
 
 def test_a_written_folder_is_the_same_model_in_transformers(tokenizer, decoder, tmp_path: Path) -> None:
-    log = [{"tokens": 1, "seconds": 1, "loss": 1.0}]
-    row = {str(level): {"greedy": 0.5, "sampled": 0.25} for level in range(1, 10)}
-    measured = {"log": log, "accuracy": dict.fromkeys(TASKS, row)}
-    write_folder("nano", tmp_path, decoder, tokenizer, TINY, measured, {})
+    write_folder("nano", tmp_path, decoder, tokenizer, TINY, TINY_MEASURED, {})
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     problem = TASKS["stories"].problem("test", 0)

@@ -22,7 +22,7 @@ class Arithmetic(Task):
 
     name = "arithmetic"
     levels = tuple(_OPERATIONS)
-    default_level = 9
+    default_level = 6
 
     def draw(self, rng: random.Random, level: int) -> Draw:
         value = rng.randint(2, 99)

@@ -17,8 +17,9 @@ from . import path
 from .card import write_folder
 from .data import MIXES
 from .language import RECIPES, make_tokenizer, train_language_model
+from .marking import STEP_TAG
 from .measure import agreement, by_level, by_tries, many_samples, reward_quality
-from .prm import BAD, GOOD, RECIPE, STEP_TAG, train_reward_model
+from .prm import BAD, GOOD, RECIPE, train_reward_model
 from .training import in_bf16
 
 NAMES = ("nano", "nano-prm", "nano-draft")
@@ -54,7 +55,7 @@ def make(name: str, build: Path, out: Path) -> None:
         measured = {"log": log, "mix": mix, "accuracy": by_level(shipped, tokenizer), "tries": by_tries(samples)}
         write_folder(name, out / name, nano, tokenizer, RECIPES[name], measured, {})
     elif name == "nano-prm":
-        reward, log = train_reward_model(nano, tokenizer, build)
+        reward, log = train_reward_model(nano, out / "nano", tokenizer, build)
         measured = {"log": log, **reward_quality(in_bf16(reward), tokenizer, samples)}
         read_out = {"process_reward": {"step_tag": STEP_TAG, "good": GOOD, "bad": BAD}}
         write_folder(name, out / name, reward, tokenizer, RECIPE, measured, read_out)

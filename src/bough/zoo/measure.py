@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from bough.models import Decoder
 from bough.tasks import TASKS, Problem
 
-from .prm import Marked, marked, pad, reliability, scores, tags_of
+from .marking import Marked, marked
+from .prm import pad, reliability, scores, tags_of
 from .sampling import sample_problems, solved
 from .training import hidden_states, logits_of
 

@@ -1,19 +1,20 @@
 """bough/nano-prm: a process reward model for bough/nano, trained on what bough/nano writes.
 
-The whole of bough/nano is trained further, as a causal model whose `+` and `-` logits at the end of a line
-are the score of the solution up to there (the read-out of Math-Shepherd, arXiv:2312.08935, with the newline
-as the step tag). A head on frozen hidden states is not enough: it learns how far along a solution is rather
-than whether it is right, which an AUC over all steps does not show and a search does.
+bough/nano, grown by a few layers, is trained further as a whole, as a causal model whose `+` and `-` logits at
+the end of a line are the score of the solution up to there (the read-out of Math-Shepherd, arXiv:2312.08935,
+with the newline as the step tag). A head on frozen hidden states is not enough: it learns how far along a
+solution is rather than whether it is right, which an AUC over all steps does not show and a search does.
 
-Labels come from the tasks' judges, line by line, on samples for problems of the train split.
+Why it grows: what bough/nano expects next is worked out in its last layer, so no layer is left that could
+compare it with what was written. On top of it, new layers can; at first they pass everything through.
+
+Why it goes on learning the language too: labels alone, some bits a sample, make it forget how the tasks are
+done. The lines that the judges call right are also targets of next-token prediction.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,86 +27,48 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bough.models import Decoder
-from bough.tasks import TASKS, Problem
+from bough.tasks import TASKS
 
 from .data import BUCKETS
-from .sampling import sample_problems
-from .tokenizer import BOS_ID, PAD_ID
-from .training import Recipe, fit, hidden_states, in_bf16, logits_of
+from .marking import Marked, marked_samples
+from .tokenizer import PAD_ID
+from .training import Recipe, config_of, fit, hidden_states, logits_of
 
-STEP_TAG, GOOD, BAD = "\n", "+", "-"
-SAMPLES = {1.0: 6, 0.7: 1, 1.3: 1}  # of each problem, by temperature
-PROBLEMS = 600  # per task
-NEIGHBOURS = 0.2  # the share of problems from the level below the default one, and from that above
-VALIDATION = 30  # problems per task
+GOOD, BAD = "+", "-"
+LANGUAGE = 0.5  # the weight of next-token prediction beside that of the labels
 RECIPE = Recipe(
     hidden=256,
-    layers=6,
+    layers=9,
     heads=8,
     kv_heads=4,
     ffn=768,
-    steps=880,
-    rate=((29, 1.0), (100, 1.0), (450, 0.0), (470, 0.8)),
+    steps=1400,
+    rate=((20, 1.0), (500, 1.0)),
     muon_lr=1.5e-3,
     adam_lr=1e-3,
 )
 
 
-@dataclass(frozen=True)
-class Marked:
-    """A prompt with one completion: tokens, where its lines end, and whether it is right up to there.
-
-    `count` identical completions of one problem are kept once. The first end is the prompt's own, where
-    nothing is wrong yet.
-    """
-
-    problem: tuple[str, int]  # task and index
-    ids: list[int]
-    ends: list[int]
-    labels: list[bool]
-    count: int
-
-
-def marked(tokenizer: Tokenizer, problems: Sequence[Problem], completions: Sequence[str]) -> list[Marked]:
-    """The completions with their judge's labels, identical ones merged."""
-    (newline,) = tokenizer.encode(STEP_TAG, add_special_tokens=False).ids
-    found = []
-    for (problem, completion), count in Counter(zip(problems, completions, strict=True)).items():
-        text = problem.prompt + completion
-        ids = [BOS_ID, *tokenizer.encode(text, add_special_tokens=False).ids]
-        ends = [at for at, token in enumerate(ids) if token == newline]
-        labels = [True, *TASKS[problem.task].step_labels(problem, completion)]
-        assert len(ends) == len(labels)
-        found.append(Marked((problem.task, problem.index), ids, ends, labels, count))
-    return found
-
-
-def draw(decoder: Decoder, tokenizer: Tokenizer, split: str, per_task: int, neighbours: float) -> list[Marked]:
-    """Labelled samples of the decoder on problems around the default levels."""
-    rng = random.Random(f"prm/{split}")
-    found: list[Marked] = []
-    for task in TASKS.values():
-        around = [level for level in task.levels if abs(level - task.default_level) <= 1]
-        weights = [1 - 2 * neighbours if level == task.default_level else neighbours for level in around]
-        levels = rng.choices(around, weights, k=per_task)
-        # Far from the first indices, which trained the language model.
-        problems = [task.problem(split, 10_000_000 + index, level) for index, level in enumerate(levels)]
-        drawn = [
-            sample_problems(decoder, tokenizer, problems, count, temperature, seed)
-            for seed, (temperature, count) in enumerate(SAMPLES.items())
-        ]
-        completions = [[text for own in parts for text in own] for parts in zip(*drawn, strict=True)]
-        print(f"{split}: {sum(map(len, completions))} samples of {task.name}", flush=True)
-        for problem, texts in zip(problems, completions, strict=True):
-            found += marked(tokenizer, [problem] * len(texts), texts)
-    return found
+def grown(policy: Decoder, config: dict[str, Any], seed: int) -> Decoder:
+    """A decoder with more layers that computes what the policy computes: the new ones add nothing yet."""
+    decoder = Decoder.from_config(config, seed=seed)
+    missing, unexpected = decoder.load_state_dict(policy.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("layers.") for name in missing)
+    for layer in list(decoder.layers)[len(policy.layers) :]:
+        for linear in (layer.attention.out, layer.mlp.down):
+            torch.nn.init.zeros_(linear.weight)
+    return decoder.requires_grad_(True)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens [B, L]; at [N] flat places of line ends, with labels [N] and weights [N]."""
+    """tokens [B, L]; at [N] flat places of line ends, with labels [N] and weights [N].
+
+    targets [B, L]: the next token where it belongs to a right line, -100 elsewhere.
+    """
 
     tokens: np.ndarray
+    targets: np.ndarray
     at: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
@@ -130,19 +93,33 @@ def batches(samples: Sequence[Marked], tokens_per_batch: int, seed: int) -> Iter
 def pad(samples: Sequence[Marked], length: int) -> Batch:
     """The samples as one rectangle."""
     tokens = np.full((len(samples), length), PAD_ID, np.int64)
+    targets = np.full((len(samples), length), -100, np.int64)
     at, labels, weights = [], [], []
     for row, sample in enumerate(samples):
         tokens[row, : len(sample.ids)] = sample.ids
+        first, last_right = sample.ends[0], sample.ends[sum(sample.labels) - 1]
+        targets[row, first:last_right] = sample.ids[first + 1 : last_right + 1]
         at += [row * length + end for end in sample.ends]
         labels += sample.labels
         weights += [sample.count] * len(sample.ends)
-    return Batch(tokens, np.array(at), np.array(labels, np.float32), np.array(weights, np.float32))
+    return Batch(tokens, targets, np.array(at), np.array(labels, np.float32), np.array(weights, np.float32))
 
 
-def margins(decoder: Decoder, batch: Batch, tags: tuple[int, int]) -> Tensor:
-    """The logit of a line being right, [N]: `+` less `-`."""
-    logits = logits_of(decoder, hidden_states(decoder, batch.tokens)[torch.from_numpy(batch.at)])
+def margins(decoder: Decoder, hidden: Tensor, batch: Batch, tags: tuple[int, int]) -> Tensor:
+    """The logit of a line being right, [N], from the batch's final hidden states: `+` less `-`."""
+    logits = logits_of(decoder, hidden[torch.from_numpy(batch.at)])
     return logits[:, tags[0]] - logits[:, tags[1]]
+
+
+def label_and_token_loss(decoder: Decoder, batch: Batch, tags: tuple[int, int]) -> Tensor:
+    """The mean cross-entropy of the labels, in nats, and LANGUAGE times that of the right lines' tokens."""
+    hidden, weights = hidden_states(decoder, batch.tokens), torch.from_numpy(batch.weights)
+    labels = F.binary_cross_entropy_with_logits(
+        margins(decoder, hidden, batch, tags), torch.from_numpy(batch.labels), weights / weights.mean()
+    )
+    targets = torch.from_numpy(batch.targets).flatten()
+    counted = (targets >= 0).nonzero().flatten()
+    return labels + LANGUAGE * F.cross_entropy(logits_of(decoder, hidden[counted]), targets[counted])
 
 
 @torch.inference_mode()
@@ -153,7 +130,7 @@ def scores(decoder: Decoder, samples: Sequence[Marked], tags: tuple[int, int]) -
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
         batch = pad([samples[i] for i in rows], len(samples[rows[-1]].ids))
-        values = margins(decoder, batch, tags).sigmoid().tolist()
+        values = margins(decoder, hidden_states(decoder, batch.tokens), batch, tags).sigmoid().tolist()
         for i in rows:
             found[i], values = values[: len(samples[i].ends)], values[len(samples[i].ends) :]
     return found
@@ -216,39 +193,32 @@ def tags_of(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def train_reward_model(
-    policy: Decoder, tokenizer: Tokenizer, build: Path, recipe: Recipe = RECIPE
+    policy: Decoder, shipped: Path, tokenizer: Tokenizer, build: Path, recipe: Recipe = RECIPE
 ) -> tuple[Decoder, list[dict[str, Any]]]:
-    """A reward model initialised from the policy (float32), and what was measured on the way."""
-    file = build / "nano-prm.samples.json"
-    if file.exists():
-        stored = json.loads(file.read_text())
-        samples, held_out = ([Marked(tuple(p), *rest) for p, *rest in stored[key]] for key in ("train", "validation"))
-    else:
-        model = in_bf16(policy)
-        samples = draw(model, tokenizer, "train", PROBLEMS, NEIGHBOURS)
-        held_out = draw(model, tokenizer, "validation", VALIDATION, 0.0)
-        rows = {
-            key: [[s.problem, s.ids, s.ends, s.labels, s.count] for s in part]
-            for key, part in (("train", samples), ("validation", held_out))
-        }
-        file.write_text(json.dumps(rows))
-    tags = tags_of(tokenizer)
-    decoder = copy.deepcopy(policy).float().requires_grad_(True)
+    """A reward model grown from the policy (float32), and what was measured on the way.
 
-    def loss_of(model: Decoder, batch: Batch) -> Tensor:
-        weights = torch.from_numpy(batch.weights)
-        return F.binary_cross_entropy_with_logits(
-            margins(model, batch, tags), torch.from_numpy(batch.labels), weights / weights.mean()
-        )
+    `shipped` is the policy's folder, which the samples are drawn from.
+    """
+    samples = marked_samples(shipped, tokenizer, build / "nano-prm")
+    tags = tags_of(tokenizer)
+    decoder = grown(policy, config_of(recipe, tokenizer.get_vocab_size()), recipe.seed)
 
     def data(skip: int) -> Iterable[Batch]:
-        found = batches(samples, recipe.batch_tokens, recipe.seed)
+        found = batches(samples["train"], recipe.batch_tokens, recipe.seed)
         for _ in range(skip):
             next(found)
         return found
 
     def measure(model: Decoder) -> dict[str, Any]:
-        return {"auc": reliability(held_out, scores(model, held_out, tags))}
+        return {"auc": reliability(samples["validation"], scores(model, samples["validation"], tags))}
 
-    log = fit(decoder, recipe, data, loss_of, lambda batch: batch.tokens.size, measure, build / "nano-prm.state")
+    log = fit(
+        decoder,
+        recipe,
+        data,
+        lambda model, batch: label_and_token_loss(model, batch, tags),
+        lambda batch: batch.tokens.size,
+        measure,
+        build / "nano-prm.state",
+    )
     return decoder, log
