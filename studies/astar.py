@@ -4,26 +4,26 @@
 
 The defaults of `AStar` were chosen from this table, before anything was measured on test problems. Every row is on
 the same problems under the same seed; best-of-16 and the 16-particle filter stand beside them. Finished trials are
-kept in `build/astar.jsonl`, and a run that was stopped goes on from there; the table goes to
-`studies/results/astar.csv`.
+kept under `build/astar`, and a run that was stopped goes on from there; delete them when a model or a search has
+changed. The table goes to `studies/results/astar.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections import defaultdict
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from parts import run_parts
 
 import bough
-from bough.bench import Arm, Results, evaluate, trials
+from bough.bench import Arm, evaluate, trials
 from bough.bench.stats import accuracy
 from bough.core import Strategy
-from bough.rewards import ProcessReward
 from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter
 from bough.tasks import get_task
 
@@ -52,51 +52,49 @@ def alternatives() -> dict[str, Strategy]:
     return table
 
 
+def measure(task: str, how: str, strategy: Strategy, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One strategy on the task's validation problems; `how` the reward of a solution follows from its steps'."""
+    lm, reward = bough.load(args.model), bough.load_reward(args.reward, aggregate=how)
+    problems = [get_task(task).problem("validation", index) for index in range(args.problems)]
+    return evaluate(lm, trials([Arm(strategy)], problems), reward=reward)
+
+
+def summarise(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy with its interval, and mean costs."""
+    share = accuracy(range(len(records)), [record["correct"] for record in records])
+    means = {
+        what: float(np.mean([record[what] for record in records])) for what in ("tokens", "reward_calls", "passes")
+    }
+    return {
+        "accuracy": round(share.estimate, 3), "low": round(share.low, 3), "high": round(share.high, 3),
+        **{what: round(mean, 1) for what, mean in means.items()},
+    }  # fmt: skip
+
+
 def main() -> None:
     """Run, print, and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "stories"])
-    parser.add_argument("--problems", type=int, default=60)
-    parser.add_argument("--only", default="", help="run only the alternatives whose name has this in it")
+    parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--model", default="bough/nano")
     parser.add_argument("--reward", default="bough/nano-prm")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "astar.csv")
-    parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "astar.jsonl")
+    parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "astar")
     args = parser.parse_args()
-    lm = bough.load(args.model)
-    rewards = {how: bough.load_reward(args.reward, aggregate=how) for how in ("last", "min", "prod")}
-    strategies = {name: s for name, s in alternatives().items() if args.only in name}
-    runs = [(name, "last", strategy) for name, strategy in strategies.items()]
-    if not args.only:
-        runs += [(f"default, {how} over steps", how, AStar()) for how in ("min", "prod")]
-    rows: list[dict[str, Any]] = []
-    with Results(args.scratch) as results:
-        for task_name in args.tasks:
-            problems = [get_task(task_name).problem("validation", index) for index in range(args.problems)]
-            groups: dict[str, list[tuple[str, Strategy]]] = defaultdict(list)
-            for name, how, strategy in runs:
-                groups[how].append((name, strategy))
-            for how, group in groups.items():
-                reward = rewards[how]
-                assert isinstance(reward, ProcessReward)
-                for name, strategy in group:
-                    records = evaluate(
-                        lm,
-                        trials([Arm(strategy)], problems),
-                        reward=reward,
-                        results=results,
-                        reward_model=f"{args.reward} {how}",
-                        concurrency=32,
-                    )
-                    share = accuracy(range(len(records)), [record["correct"] for record in records])
-                    means = {
-                        k: round(float(np.mean([r[k] for r in records])), 1)
-                        for k in ("tokens", "reward_calls", "passes")
-                    }
-                    row = {"task": task_name, "what": name, "accuracy": round(share.estimate, 3)}
-                    row |= {"low": round(share.low, 3), "high": round(share.high, 3), **means}
-                    rows.append(row)
-                    print("  ".join(f"{value:<36}" if k == "what" else f"{value:>9}" for k, value in row.items()))
+    runs = [(name, "last", strategy) for name, strategy in alternatives().items()]
+    runs += [(f"default, {how} over steps", how, AStar()) for how in ("min", "prod")]
+    cells = {(task, name): (how, strategy) for task in args.tasks for name, how, strategy in runs}
+    parts = {
+        re.sub(r"[^a-z0-9.]+", "-", f"{task} {name} {args.problems}"): (task, how, strategy, args)
+        for (task, name), (how, strategy) in cells.items()
+    }
+    found = run_parts(measure, parts, args.scratch)
+    rows = [
+        {"task": task, "what": name, **summarise(records)}
+        for (task, name), records in zip(cells, found.values(), strict=True)
+    ]
+    for row in rows:
+        print("  ".join(f"{value:<36}" if what == "what" else f"{value:>10}" for what, value in row.items()))
     with args.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -12,7 +12,8 @@ A*'s default and size 16 of the others, which the figure compares, run on all pr
 sizes, which draw the curve, on the first problems under the first seed.
 
 The work is split by task and seed over one process per core. Finished parts are kept under `build/budgets`, and a
-run that was stopped goes on from there; delete them when a model or a search has changed. The summary goes to `studies/results/budgets.{json,csv,svg}`.
+run that was stopped goes on from there; delete them when a model or a search has changed. The summary goes to
+`studies/results/budgets.{json,csv,svg}`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,13 @@ import argparse
 import asyncio
 import csv
 import json
-import multiprocessing
-import os
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from parts import run_parts
 
 import bough
 from bough.bench import Arm, evaluate_async, trials
@@ -123,19 +120,10 @@ async def run_part(lm: Backend, reward: Reward, task: Task, seed: int, args: arg
     return rows
 
 
-def part(work: tuple[str, int, argparse.Namespace]) -> tuple[list[Row], str]:
-    """One task under one seed, from its file if it is there, in a process of its own."""
-    task, seed, args = work
-    file = args.scratch / f"{task}-{seed}-{args.problems}-{args.curve}.json"
-    if file.exists():
-        return json.loads(file.read_text()), f"{file.name} was there"
-    started = time.perf_counter()
+def part(task: str, seed: int, args: argparse.Namespace) -> list[Row]:
+    """One task under one seed."""
     lm, reward = bough.load(args.model), bough.load_reward(args.reward)
-    rows = bough.run(run_part(lm, reward, get_task(task), seed, args))
-    scratch = file.with_suffix(".part")
-    scratch.write_text(json.dumps(rows))
-    scratch.replace(file)
-    return rows, f"{task} under seed {seed} took {time.perf_counter() - started:.0f} s"
+    return bough.run(run_part(lm, reward, get_task(task), seed, args))
 
 
 def aligned(rows: list[Row], a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[Row, Row]]:
@@ -233,15 +221,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "budgets")
     parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "budgets")
     args = parser.parse_args()
-    args.scratch.mkdir(parents=True, exist_ok=True)
-    work = [(task, seed, args) for seed in range(args.seeds) for task in args.tasks]
-    rows: list[Row] = []
-    with ProcessPoolExecutor(
-        os.cpu_count(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        for done, (found, line) in enumerate(pool.map(part, work), start=1):
-            rows += found
-            print(f"{line} ({done} of {len(work)})", flush=True)
+    parts = {
+        f"{task}-{seed}-{args.problems}-{args.curve}": (task, seed, args)
+        for seed in range(args.seeds)
+        for task in args.tasks
+    }
+    rows = [row for found in run_parts(part, parts, args.scratch).values() for row in found]
     summary = summarise(rows, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -42,8 +42,8 @@ RECIPE = Recipe(
     heads=8,
     kv_heads=4,
     ffn=768,
-    steps=1400,
-    rate=((20, 1.0), (500, 1.0)),
+    steps=1500,
+    rate=((20, 1.0), (600, 1.0)),
     muon_lr=1.5e-3,
     adam_lr=1e-3,
 )

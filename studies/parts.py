@@ -1,0 +1,43 @@
+"""Runs a study's parts over one process per core, each with one thread, and keeps what is finished.
+
+Small models are bound by Python, so that two processes with one thread each do more than one with two.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Rows = list[dict[str, Any]]
+
+
+def run_parts(work: Callable[..., Rows], parts: Mapping[str, tuple[Any, ...]], folder: Path) -> dict[str, Rows]:
+    """``work(*arguments)`` for every part; a part whose file is in the folder already is read from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.json" for name in parts}
+    todo = [(work, arguments, files[name]) for name, arguments in parts.items() if not files[name].exists()]
+    if len(todo) < len(parts):
+        print(f"{len(parts) - len(todo)} of {len(parts)} parts are in {folder} already", flush=True)
+    spawn = multiprocessing.get_context("spawn")  # a forked process may hang in torch's thread pool
+    with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
+        for done, line in enumerate(pool.map(_run_part, todo), start=1):
+            print(f"{line} ({done} of {len(todo)})", flush=True)
+    return {name: json.loads(file.read_text()) for name, file in files.items()}
+
+
+def _run_part(item: tuple[Callable[..., Rows], tuple[Any, ...], Path]) -> str:
+    work, arguments, file = item
+    started = time.perf_counter()
+    rows = work(*arguments)
+    scratch = file.with_suffix(".part")
+    scratch.write_text(json.dumps(rows))
+    scratch.replace(file)
+    return f"{file.stem} took {time.perf_counter() - started:.0f} s"
