@@ -1,4 +1,4 @@
-"""A*-decoding's alternatives on validation problems: cost, width, revisits, tie-breaking, speculation, aggregation.
+"""A*-decoding's alternatives on validation problems: cost, width, revisits, tie-breaking, speculation.
 
     python studies/astar.py                    # about five minutes on 2 cores
 
@@ -32,29 +32,28 @@ HERE = Path(__file__).parent
 
 def alternatives() -> dict[str, Strategy]:
     """What is compared, by name."""
+    default = AStar()
     table: dict[str, Strategy] = {
         "best-of-16": BestOfN(n=16),
         "particle filter 16": ParticleFilter(n=16),
         "beam 4 x 4": BeamSearch(),
+        "default": default,
     }
-    for cost in ("deterioration", "worst"):
-        for width in (1, 2, 4):
-            for revisit in (0.05, 0.15, 0.3):
-                table[f"{cost}, width {width}, revisit {revisit}"] = AStar(
-                    width=width, cost=cost, revisit_cost=revisit, parallel=1
-                )
-    default = AStar()
-    table["default, cost none"] = replace(default, cost="none", parallel=1)
+    for width in (1, 2, 4):
+        for revisit in (0.05, 0.15, 0.3, 0.6):
+            table[f"width {width}, revisit {revisit}"] = AStar(width=width, revisit_cost=revisit, parallel=1)
+    for cost in ("deterioration", "none"):
+        table[f"default, cost {cost}"] = replace(default, cost=cost)
     for tie_break in ("deepest", "reward"):
-        table[f"default, ties by {tie_break}"] = replace(default, tie_break=tie_break, parallel=1)
-    for parallel, doubt in ((4, 0.0), (4, 0.5)):
+        table[f"default, ties by {tie_break}"] = replace(default, tie_break=tie_break)
+    for parallel, doubt in ((1, 1.0), (4, 0.0), (4, 0.5)):
         table[f"default, {parallel} at once above doubt {doubt}"] = replace(default, parallel=parallel, doubt=doubt)
     return table
 
 
-def measure(task: str, how: str, strategy: Strategy, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One strategy on the task's validation problems; `how` the reward of a solution follows from its steps'."""
-    lm, reward = bough.load(args.model), bough.load_reward(args.reward, aggregate=how)
+def measure(task: str, strategy: Strategy, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One strategy on the task's validation problems."""
+    lm, reward = bough.load(args.model), bough.load_reward(args.reward)
     problems = [get_task(task).problem("validation", index) for index in range(args.problems)]
     return evaluate(lm, trials([Arm(strategy)], problems), reward=reward)
 
@@ -81,12 +80,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "astar.csv")
     parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "astar")
     args = parser.parse_args()
-    runs = [(name, "last", strategy) for name, strategy in alternatives().items()]
-    runs += [(f"default, {how} over steps", how, AStar()) for how in ("min", "prod")]
-    cells = {(task, name): (how, strategy) for task in args.tasks for name, how, strategy in runs}
+    cells = {(task, name): strategy for task in args.tasks for name, strategy in alternatives().items()}
     parts = {
-        re.sub(r"[^a-z0-9.]+", "-", f"{task} {name} {args.problems}"): (task, how, strategy, args)
-        for (task, name), (how, strategy) in cells.items()
+        re.sub(r"[^a-z0-9.]+", "-", f"{task} {name} {args.problems}"): (task, strategy, args)
+        for (task, name), strategy in cells.items()
     }
     found = run_parts(measure, parts, args.scratch)
     rows = [

@@ -8,8 +8,8 @@ comparisons are paired, with a bootstrap over problems. Best-of-N and self-consi
 prompt as their n-th sample, so their sizes below the largest are the first N of its samples, and are computed from
 them; that this is what the strategies themselves return is checked on the first problems of each task.
 
-A*'s default and size 16 of the others, which the figure compares, run on all problems under all seeds; the other
-sizes, which draw the curve, on the first problems under the first seed.
+A*'s default, and size 16 of best-of-N, self-consistency and the particle filter, which the figure compares, run on
+all problems under all seeds; the rest, which draws the curve, on the first problems under the first seed.
 
 The work is split by task and seed over one process per core. Finished parts are kept under `build/budgets`, and a
 run that was stopped goes on from there; delete them when a model or a search has changed. The summary goes to
@@ -41,7 +41,7 @@ from bough.tasks import Problem, Task, get_task
 HERE = Path(__file__).parent
 SIZES = (4, 8, 16, 32, 64)  # 1/4 to 4 times the default of 16
 ASTAR_WIDTHS = (1, 2, 4, 8, 16)
-COMPARED = {"astar": AStar().width, "beam-search": 16, "particle-filter": 16, "best-of-n": 16}
+COMPARED = {"astar": AStar().width, "particle-filter": 16, "best-of-n": 16, "self-consistency": 16}
 Row = dict[str, Any]
 
 
@@ -94,7 +94,7 @@ async def run_part(lm: Backend, reward: Reward, task: Task, seed: int, args: arg
     problems = [task.problem("test", index) for index in range(args.problems)]
     curve = problems[: args.curve] if seed == 0 else []
     arms = {(name, size): Arm(strategy) for name, sizes in searches().items() for size, strategy in sizes.items()}
-    compared = [arm for (name, size), arm in arms.items() if size == COMPARED[name]]
+    compared = [arm for (name, size), arm in arms.items() if size == COMPARED.get(name)]
     todo = trials(compared, problems, [seed])
     if curve:
         todo += trials([arm for arm in arms.values() if arm not in compared], curve, [seed])
@@ -106,7 +106,7 @@ async def run_part(lm: Backend, reward: Reward, task: Task, seed: int, args: arg
     ):
         name, size = keys[id(trial.arm)]
         rows.append({"task": task.name, "method": name, "size": size, **{k: record[k] for k in kept}})
-    gate = asyncio.Semaphore(max(1, args.concurrency // 4))
+    gate = asyncio.Semaphore(max(1, args.concurrency // 2))
 
     async def draw(problem: Problem) -> list[Row]:
         sizes = SIZES if problem in curve else [size for size in SIZES if size == COMPARED["best-of-n"]]
@@ -174,7 +174,7 @@ def summarise(rows: list[Row], args: argparse.Namespace) -> dict[str, Any]:
         mine = [row for row in rows if row["task"] == task]
         comparisons[task] = [
             compare(mine, ("astar", COMPARED["astar"]), (other, 16))
-            for other in ("best-of-n", "particle-filter", "beam-search", "self-consistency")
+            for other in ("best-of-n", "particle-filter", "self-consistency")
         ]
     return {
         "problems": args.problems, "seeds": args.seeds, "curve": args.curve,
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--curve", type=int, default=100, help="problems for the sizes that are not compared")
     parser.add_argument("--model", default="bough/nano")
     parser.add_argument("--reward", default="bough/nano-prm")
-    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "budgets")
     parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "budgets")
     args = parser.parse_args()

@@ -126,14 +126,15 @@ class ToyBackend(Backend):
         return [drawing.future for drawing in new]
 
     def submit_score(
-        self, branch: Branch, continuations: Sequence[Sequence[int]]
+        self, branch: Branch, continuations: Sequence[Sequence[int]], others: Sequence[int] = ()
     ) -> asyncio.Future[list[np.ndarray]]:
         self.used.add(Capability.SCORE)
         scores = []
         for continuation in continuations:
             tokens, logprobs = branch.tokens, []
             for token in continuation:
-                logprobs.append(_log(self.model(tuple(tokens)))[token])
+                row = _log(self.model(tuple(tokens)))
+                logprobs.append(row[[token, *others]] if others else row[token])
                 tokens.append(token)
             scores.append(np.array(logprobs, np.float32))
         return self._later(branch.run, scores)

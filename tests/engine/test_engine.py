@@ -153,6 +153,22 @@ def test_scoring_agrees_with_sampling_and_takes_one_pass() -> None:
         np.testing.assert_allclose(lm.score(root, ["a"])[0][0], lm.next_token(root)[ord("a") - 33], atol=1e-4)
 
 
+def test_other_tokens_are_scored_at_every_place_of_a_continuation() -> None:
+    with tiny_lm() as lm:
+        root, others = lm.branch(PROMPT, seed=3), [7, 9]
+        leaves = lm.generate(root, n=2, max_tokens=4)
+
+        async def compared() -> list[np.ndarray]:
+            return await lm.submit_score(root, [leaf.appended for leaf in leaves], others)
+
+        for leaf, found in zip(leaves, core.run(compared()), strict=True):
+            assert found.shape == (len(leaf.appended), 3)
+            np.testing.assert_allclose(found[:, 0], leaf.logprobs, atol=1e-4)
+            for place, row in enumerate(found):
+                before = root + leaf.appended[:place] if place else root
+                np.testing.assert_allclose(row[1:], lm.next_token(before)[others], atol=1e-4)
+
+
 def test_next_token_is_the_whole_distribution() -> None:
     with tiny_lm() as lm:
         root = lm.branch(PROMPT)

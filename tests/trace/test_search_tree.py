@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 
-from bough.core.events import Event, Expanded, Finished, Proposed, Pruned, Root, Sampled, Scored, Trace
+import bough
+from bough.core import Branch, Capability, Promise, Run, Strategy, TechniqueInfo
+from bough.core.events import Appended, Event, Expanded, Finished, Proposed, Pruned, Root, Sampled, Scored, Trace
+from bough.trace import replay
 from bough.trace.search_tree import SearchTree
 
 
@@ -82,3 +85,23 @@ def test_a_trace_that_contradicts_itself_still_gives_a_tree() -> None:
 def test_a_trace_without_events_is_its_prompt() -> None:
     tree = SearchTree(Trace({"prompt": "1+1="}))
     assert tree.root.text == "1+1=" and tree.nodes() == [tree.root]
+
+
+def test_text_that_a_strategy_appends_and_branches_that_it_forks_are_nodes() -> None:
+    class Outline(Strategy):
+        async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
+            one, other = (prompt + "1+").fork(2)
+            run.propose((await (one + "2").sample(max_tokens=1))[0])
+            return (await other.sample(max_tokens=2))[0]
+
+    Outline.info = TechniqueInfo(
+        "outline", Outline, "test", "", Promise.APPROXIMATE, frozenset({Capability.SAMPLE}), needs_reward=False
+    )
+    with bough.load("bough/nano") as lm:
+        trace = bough.solve(lm, "1+1", strategy=Outline()).trace
+    (outline,) = SearchTree(trace).root.children
+    assert outline.text == "1+"
+    one, other = outline.children
+    assert (one.text, other.text) == ("", "") and one.children[0].text == "2"
+    assert len(one.children[0].children[0].tokens) == 1 and len(other.children[0].tokens) == 2
+    assert [event for _, event in replay(trace) if isinstance(event, Appended)][0].text == "1+"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from bough.zoo import path
 from bough.zoo.card import write_folder
 from bough.zoo.data import batches
 from bough.zoo.marking import FIRST, SAMPLES, Marked, marked, marked_samples
-from bough.zoo.prm import auc, grown, margins, pad, reliability, scores, tags_of
+from bough.zoo.prm import LANGUAGE, REJECT_ID, auc, loss, pad, reliability, scores
 from bough.zoo.sampling import sample_problems, solved
 from bough.zoo.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, train_tokenizer
 from bough.zoo.training import Recipe, config_of, fit, hidden_states, logits_of, next_token_loss
@@ -151,33 +150,56 @@ def test_samples_are_drawn_once_and_only_around_the_default_levels(tokenizer, de
     assert marked_samples(tmp_path / "policy", tokenizer, tmp_path / "build", few) == drawn
 
 
-def test_the_tokens_of_right_lines_are_targets(tokenizer) -> None:
+def test_what_is_written_is_counted_line_by_line(tokenizer) -> None:
+    problems = [task.problem("train", 0) for task in TASKS.values()]
+    samples = marked(tokenizer, problems, [problem.solution for problem in problems])
+    batch = pad(samples, max(len(one.ids) for one in samples))
+    lines = [line for problem in problems for line in problem.solution.splitlines(keepends=True)]
+    written = batch.tokens.ravel()[batch.written]
+    assert [tokenizer.decode(written[batch.line == number]) for number in range(len(lines))] == lines
+    assert batch.labels.all() and len(batch.labels) == len(lines)
+
+
+def kept_by_hand(decoder, one: Marked) -> list[float]:
+    """The probability that nothing is rejected up to each line's end."""
+    tokens = torch.tensor(one.ids)
+    logits = logits_of(decoder, hidden_states(decoder, tokens[None].numpy()))[:-1].double()
+    pairs = torch.stack([logits.gather(1, tokens[1:, None])[:, 0], logits[:, REJECT_ID]], 1)
+    kept = pairs.softmax(1)[one.ends[0] :, 0].cumprod(0)
+    return [1.0, *(float(kept[end - one.ends[0] - 1]) for end in one.ends[1:])]
+
+
+def test_a_reward_is_the_probability_that_nothing_was_rejected(tokenizer, decoder) -> None:
     problem = TASKS["arithmetic"].problem("train", 0)
-    first, *rest = problem.solution.splitlines(keepends=True)
-    (sample,) = marked(tokenizer, [problem], [first + rest[0].replace("=", "=9") + "".join(rest[1:])])
-    targets = pad([sample], len(sample.ids) + 3).targets[0]
-    assert tokenizer.decode(targets[targets >= 0]) == first
-    begin = sample.ends[0]
-    assert (targets >= 0).nonzero()[0].tolist() == list(range(begin, sample.ends[1]))
+    (one,) = marked(tokenizer, [problem], [problem.solution])
+    assert scores(decoder, [one])[0] == pytest.approx(kept_by_hand(decoder, one), rel=1e-5)
 
 
-def test_a_grown_model_begins_as_the_policy(tokenizer, decoder) -> None:
-    deeper = grown(decoder, config_of(replace(TINY, layers=4), tokenizer.get_vocab_size()), seed=1)
-    tokens = np.random.default_rng(0).integers(3, 200, (2, 12))
-    assert len(deeper.layers) == 4
-    assert torch.equal(hidden_states(deeper, tokens), hidden_states(decoder, tokens))
+def test_the_loss_is_the_likelihood_of_the_labels(tokenizer, decoder) -> None:
+    problem = TASKS["arithmetic"].problem("train", 0)
+    lines = problem.solution.splitlines(keepends=True)
+    wrong = "".join([lines[0], lines[1].replace("=", "=9"), *lines[2:]])
+    samples = marked(tokenizer, [problem] * 3, [problem.solution, wrong, wrong])
+    total, count, next_tokens = 0.0, 0, []
+    for one in samples:
+        kept = kept_by_hand(decoder, one)
+        for before, now, right in zip(kept, kept[1:], one.labels[1:], strict=False):
+            total -= one.count * (np.log(now / before) if right else np.log(1 - now))
+            count += one.count
+        tokens = torch.tensor(one.ids)
+        each = logits_of(decoder, hidden_states(decoder, tokens[None].numpy())).log_softmax(-1)[:-1]
+        right_lines = slice(one.ends[0], one.ends[sum(one.labels) - 1])
+        next_tokens.append(each.gather(1, tokens[1:, None])[right_lines, 0])
+    expected = total / count - LANGUAGE * torch.cat(next_tokens).mean()
+    found = loss(decoder, pad(samples, max(len(one.ids) for one in samples) + 3))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_rewards_do_not_depend_on_what_shares_the_batch(tokenizer, decoder) -> None:
     problems = [task.problem("train", index) for task in TASKS.values() for index in range(3)]
     samples = marked(tokenizer, problems, [problem.solution for problem in problems])
-    tags = tags_of(tokenizer)
-    assert [tokenizer.decode([tag]) for tag in tags] == ["+", "-"]
-    together = scores(decoder, samples, tags)
-    for one, values in zip(samples, together, strict=True):
-        batch = pad([one], len(one.ids))
-        alone = margins(decoder, hidden_states(decoder, batch.tokens), batch, tags).sigmoid().tolist()
-        assert values == pytest.approx(alone, abs=0.02)
+    for one, values in zip(samples, scores(decoder, samples), strict=True):
+        assert values == pytest.approx(scores(decoder, [one])[0], rel=0.1, abs=1e-9)
 
 
 def test_auc_counts_ties_half() -> None:

@@ -17,6 +17,7 @@ from .errors import (
     UnsupportedError,
 )
 from .events import (
+    Appended,
     Event,
     Expanded,
     Finished,
@@ -33,7 +34,7 @@ from .sampling import Sampling, Stop, StopLike
 from .technique import Promise, Strategy, TechniqueInfo, get_technique, technique, techniques
 
 __all__ = [
-    "Answer", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted", "Capability",
+    "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted", "Capability",
     "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event", "Expanded", "Finish",
     "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "OnToken", "Promise", "Proposed", "Pruned",
     "Reward", "RewardError", "Root", "Run", "SampleSpec", "Sampled", "Sampling", "Scored", "Selected", "Stop",

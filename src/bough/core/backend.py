@@ -75,9 +75,13 @@ class Backend(ABC):
 
     @abstractmethod
     def submit_score(
-        self, branch: Branch, continuations: Sequence[Sequence[int]]
+        self, branch: Branch, continuations: Sequence[Sequence[int]], others: Sequence[int] = ()
     ) -> asyncio.Future[list[np.ndarray]]:
-        """Log-probabilities of the tokens of each continuation of one branch, in one pass."""
+        """Log-probabilities of the tokens of each continuation of one branch, in one pass.
+
+        Float32 ``[tokens]`` per continuation; with ``others``, token ids to compare with at every place,
+        ``[tokens, 1 + others]``.
+        """
 
     @abstractmethod
     def submit_next_token(self, branches: Sequence[Branch]) -> asyncio.Future[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 
 from .errors import BudgetExhausted, InvalidInput
-from .events import Sampled
+from .events import Appended, Sampled
 from .noise import child_key, token_key
 from .sampling import Sampling, Stop, StopLike
 
@@ -162,7 +162,7 @@ class Branch:
         Text is tokenised on its own, so its tokens depend on neither side's.
         """
         tokens = self.backend.encode(text) if isinstance(text, str) else self.backend.check_tokens(text)
-        return Branch(self.backend, self, tokens, token_key(self.key, tokens))
+        return _recorded(Branch(self.backend, self, tokens, token_key(self.key, tokens)))
 
     def with_run(self, run: Run) -> Branch:
         """The same root, with work on it and below it paid for by ``run``."""
@@ -171,7 +171,7 @@ class Branch:
     def fork(self, n: int) -> Branches:
         """``n`` branches with these tokens and noise of their own each."""
         _require_count(n)
-        return Branches(Branch(self.backend, self, (), child_key(self.key, i)) for i in range(n))
+        return Branches(_recorded(Branch(self.backend, self, (), child_key(self.key, i))) for i in range(n))
 
     async def sample(self, n: int = 1, **options: Any) -> Branches:
         """Draw ``n`` continuations, at the same time.
@@ -247,6 +247,14 @@ class Branch:
     async def next_token(self) -> np.ndarray:
         """The model's whole next-token distribution: log-probabilities, float32 ``[V]``."""
         return (await self.backend.submit_next_token([self]))[0]
+
+
+def _recorded(branch: Branch) -> Branch:
+    """The branch, which nothing was drawn for, after its run's trace has it."""
+    if branch.run is not None and branch.run.observed:
+        assert branch.parent is not None
+        branch.run.emit(Appended(branch.id, branch.parent.id, branch.appended_text))
+    return branch
 
 
 def _require_count(n: int) -> None:

@@ -48,6 +48,16 @@ class Sampled(Event):
 
 
 @dataclass(frozen=True)
+class Appended(Event):
+    """A branch was made from another by appending text, none for a fork."""
+
+    kind: ClassVar[str] = "appended"
+    node: NodeId
+    parent: NodeId
+    text: str
+
+
+@dataclass(frozen=True)
 class Scored(Event):
     """The reward judged a branch."""
 

@@ -294,20 +294,23 @@ class TreeAttention:
 def _softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor]:
-    """``q [B, N, D]``, ``k, v [B, L, D]`` -> out ``[B, N, D]`` and log-sum-exp ``[B, N]``, both float32.
+    """``q [B, N, D]``, ``k, v [B, L, D]`` -> out ``[B, N, D]`` and log-sum-exp ``[B, N]`` in float32.
 
-    The bias is ``[B', 1, N, L]`` with B a multiple of B'. Products in the model's dtype, softmax in float32. Plain
-    products beat the fused kernel on a CPU here: two to five times where each run has one query and a mask, and still
-    where many queries share their keys. A query that sees nothing has output 0 and log-sum-exp -inf: no weight in a
-    merge.
+    The bias is ``[B', 1, N, L]`` with B a multiple of B'. Plain products beat torch's fused attention on a CPU here:
+    two to five times where each run has one query and a mask, and still where many queries share their keys. The
+    log-sum-exp is read off the softmax: the largest score s has the weight p = exp(s - lse). A query that sees
+    nothing has output 0 and log-sum-exp -inf: no weight in a merge.
     """
-    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=spec.scale).float()
+    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=spec.scale)
     if spec.softcap is not None:
         scores = torch.tanh(scores / spec.softcap).mul_(spec.softcap)
     if bias is not None:
         scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
-    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
-    weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = torch.bmm(weights.to(v.dtype), v) / total.clamp(min=torch.finfo(torch.float32).tiny)
-    return out, (top + total.log())[..., 0]
+    top = scores.amax(-1).float()
+    weights = scores.softmax(-1)
+    lse = top - weights.amax(-1).float().log()
+    out = torch.bmm(weights, v)
+    if bias is not None:
+        blind = top == -torch.inf
+        out, lse = out.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -torch.inf)
+    return out.float(), lse

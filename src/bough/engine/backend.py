@@ -131,7 +131,7 @@ class NativeBackend(Backend):
         return [row.future for row in rows]
 
     def submit_score(
-        self, branch: Branch, continuations: Sequence[Sequence[int]]
+        self, branch: Branch, continuations: Sequence[Sequence[int]], others: Sequence[int] = ()
     ) -> asyncio.Future[list[np.ndarray]]:
         self._require(Capability.SCORE)
         tokens = self._tokens(branch)
@@ -141,7 +141,7 @@ class NativeBackend(Backend):
             raise InvalidInput(
                 f"branch and continuation have {longest} tokens to compute, more than the context of {self.context}"
             )
-        scorer = Scorer(branch.run.ledger if branch.run else None, continuations)
+        scorer = Scorer(branch.run.ledger if branch.run else None, continuations, others)
         self.engine.submit([Stem(tokens, scorers=[scorer])])
         return scorer.future
 

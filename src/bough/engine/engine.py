@@ -167,11 +167,11 @@ class Reader(Consumer):
 
 
 class Scorer(Consumer):
-    """Waits for the log-probabilities of continuations of one prefix."""
+    """Waits for the log-probabilities of continuations of one prefix, and of other tokens at each of their places."""
 
-    def __init__(self, ledger: Ledger | None, continuations: Sequence[Sequence[int]]) -> None:
+    def __init__(self, ledger: Ledger | None, continuations: Sequence[Sequence[int]], others: Sequence[int]) -> None:
         super().__init__(ledger)
-        self.continuations = continuations
+        self.continuations, self.others = continuations, others
 
 
 class Whole(Consumer):
@@ -639,12 +639,13 @@ class Engine:
         rows = [at for first, count in places for at in (last, *range(first, first + count))]
         targets = torch.tensor([t for c in scorer.continuations for t in c], device=self.device)
         logprobs = self.decoder.logits(hidden[torch.tensor(rows, device=self.device)]).float().log_softmax(-1)
-        values = logprobs.gather(1, targets[:, None])[:, 0].cpu().numpy()
+        others = torch.tensor(scorer.others, dtype=torch.int64, device=self.device).expand(len(targets), -1)
+        values = logprobs.gather(1, torch.cat([targets[:, None], others], 1)).cpu().numpy()
         if not np.isfinite(values).all():
             self._resolve(scorer, error=_not_finite(last))
             return
-        lengths = [len(c) for c in scorer.continuations]
-        self._resolve(scorer, np.split(values, np.cumsum(lengths)[:-1]))
+        ends = np.cumsum([len(c) for c in scorer.continuations])
+        self._resolve(scorer, np.split(values if scorer.others else values[:, 0], ends[:-1]))
 
     # Budgets, cancellation, failure ------------------------------------------------------------------------
 

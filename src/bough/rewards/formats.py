@@ -37,13 +37,12 @@ class GoodBad:
 
     def read(self, tokenizer: TokenizerLike, logprobs: np.ndarray) -> np.ndarray:
         good, bad = single_token(tokenizer, self.good), single_token(tokenizer, self.bad)
-        # tanh is the logistic function that never overflows.
-        return (1 + np.tanh((logprobs[:, good] - logprobs[:, bad]).astype(np.float64) / 2)) / 2
+        return _logistic(logprobs[:, good] - logprobs[:, bad])
 
 
 @dataclass(frozen=True)
-class StepEnd(GoodBad):
-    """The score stands where a step ends anyway: nothing is inserted, and the generator's own tokens can be used.
+class AtStepEnd:
+    """Base of the formats that insert nothing, so that the generator's own tokens can be used.
 
     Attributes:
         tag: what ends a step; a token of its own.
@@ -53,6 +52,26 @@ class StepEnd(GoodBad):
 
     def prefix(self, tokenizer: TokenizerLike, prompt: str, steps: Sequence[str]) -> list[int]:
         return _up_to_tag(tokenizer, prompt + "".join(step + self.tag for step in steps), self.tag)
+
+
+@dataclass(frozen=True)
+class StepEnd(AtStepEnd, GoodBad):
+    """The score of two tokens, ``good`` and ``bad``, stands where a step ends anyway."""
+
+
+@dataclass(frozen=True)
+class StepReject(AtStepEnd):
+    """Every token of the solution is held against one that rejects it: see `bough.rewards.RejectionReward`.
+
+    Attributes:
+        reject: the token that no text has.
+    """
+
+    reject: str | int = "<reject>"
+
+    def read(self, tokenizer: TokenizerLike, logprobs: np.ndarray) -> np.ndarray:
+        """The probabilities ``[n]`` of written tokens to stand, from theirs and the rejection's ``[n, 2]``."""
+        return _logistic(logprobs[:, 0] - logprobs[:, 1])
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,11 @@ class StepLabel:
         if not 0 <= self.label < logprobs.shape[1]:
             raise RewardError(f"label={self.label}: the reward model has {logprobs.shape[1]} labels; count from 0")
         return np.exp(logprobs[:, self.label].astype(np.float64))
+
+
+def _logistic(margin: np.ndarray) -> np.ndarray:
+    # By tanh, which never overflows.
+    return (1 + np.tanh(margin.astype(np.float64) / 2)) / 2
 
 
 def single_token(tokenizer: TokenizerLike, text: str | int) -> int:

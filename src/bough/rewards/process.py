@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -12,7 +13,7 @@ import numpy as np
 from bough.core import Backend, Branch, Capability, InvalidInput, Run, TokenizerLike, UnsupportedError
 from bough.core.noise import token_key
 
-from .formats import ChatTurns, StepEnd, StepFormat, StepLabel, StepTag, single_token
+from .formats import AtStepEnd, ChatTurns, StepEnd, StepFormat, StepLabel, StepReject, StepTag, single_token
 
 Aggregate = Literal["last", "min", "prod"]
 
@@ -46,6 +47,8 @@ class ProcessReward:
         UnsupportedError: the backend has no tokenizer or no next-token distribution.
     """
 
+    _needs = Capability.NEXT_TOKEN
+
     def __init__(
         self,
         backend: Backend,
@@ -59,9 +62,9 @@ class ProcessReward:
             raise InvalidInput(f"aggregate={aggregate!r} is not one of {', '.join(get_args(Aggregate))}")
         if memory < 1:
             raise InvalidInput(f"memory={memory} must be at least 1 score")
-        if backend.tokenizer is None or Capability.NEXT_TOKEN not in backend.capabilities:
+        if backend.tokenizer is None or self._needs not in backend.capabilities:
             raise UnsupportedError(
-                f"{backend.name} cannot be a process reward: it needs a tokenizer and a next-token distribution"
+                f"{backend.name} cannot be a process reward: it needs a tokenizer and {self._needs.value}"
             )
         self.backend = backend
         self.format = format
@@ -97,9 +100,12 @@ class ProcessReward:
             known.update(zip(unknown, await self._ask(list(unknown.values()), run), strict=True))
             for key in unknown:
                 self._scores[key] = known[key]
-            while len(self._scores) > self._memory:
-                del self._scores[next(iter(self._scores))]
+            self._forget()
         return [[known[key] for key in row] for row in keys]
+
+    def _forget(self) -> None:
+        while len(self._scores) > self._memory:
+            del self._scores[next(iter(self._scores))]
 
     async def _ask(self, prefixes: Sequence[list[int]], run: Run) -> list[float]:
         # A run of its own, so that the reward's work is charged to reward_tokens and not to the model's.
@@ -116,7 +122,7 @@ class ProcessReward:
     def _prefixes(self, branch: Branch, run: Run, wanted: slice) -> list[list[int] | None]:
         """The tokens after which each wanted step is judged."""
         stop, root = run.task.step_stop, branch.root
-        if isinstance(self.format, StepEnd) and self.format.tag == stop and self._shares_tokens(branch.backend):
+        if self._reads_own_tokens(branch, run):
             prefixes = self._own_tokens(branch.tokens, root.length, single_token(self._tokenizer, stop))[wanted]
         else:
             steps = [step for step in branch.completion.split(stop) if step.strip()]
@@ -126,6 +132,10 @@ class ProcessReward:
                 for index in range(len(steps))[wanted]
             ]
         return [self._fitting(tokens, branch) for tokens in prefixes]
+
+    def _reads_own_tokens(self, branch: Branch, run: Run) -> bool:
+        same_stop = isinstance(self.format, AtStepEnd) and self.format.tag == run.task.step_stop
+        return same_stop and self._shares_tokens(branch.backend)
 
     def _own_tokens(self, tokens: list[int], start: int, tag: int) -> list[list[int]]:
         """The prefixes of a generated sequence that end in the tag, one per step."""
@@ -159,6 +169,69 @@ class ProcessReward:
         return self._same_tokenizer[generator]
 
 
+class RejectionReward(ProcessReward):
+    """Scores a partial solution by the probability that the reward model rejects none of its tokens.
+
+    The model is a causal one with a token that no text has. With p its next-token distribution before the token y_t,
+
+        P(right so far) = product over the tokens y_t of the solution of  p(y_t) / (p(y_t) + p(reject)).
+
+    So a model that knows how a solution goes on knows what to reject, and the score never rises along a path. The
+    products up to earlier steps are remembered: a new step costs one pass over its own tokens.
+    """
+
+    _needs = Capability.SCORE
+
+    format: StepReject
+
+    def _prefixes(self, branch: Branch, run: Run, wanted: slice) -> list[list[int] | None]:
+        """The prompt, and the tokens up to the end of each step, wanted or not: the score is a product over all."""
+        if self._reads_own_tokens(branch, run):
+            prompt = branch.root.tokens
+        else:
+            prompt = self.format.prefix(self._tokenizer, self._question(branch.root), [])
+        return [self._fitting(prompt, branch), *super()._prefixes(branch, run, slice(None))]
+
+    async def _judge(self, branches: Sequence[Sequence[list[int] | None]], run: Run) -> list[list[float]]:
+        found: dict[int | None, float] = {None: 0.0}
+        keys = [[None if tokens is None else token_key(0, tokens) for tokens in prefixes] for prefixes in branches]
+        jobs: dict[int, list[list[int]]] = {}  # by what to judge: the prefixes from the last judged one on
+        for prefixes, own in zip(branches, keys, strict=True):
+            found[own[0]] = 1.0
+            found.update((key, self._scores[key]) for key in own if key is not None and key in self._scores)
+            fitting = [tokens for tokens in prefixes if tokens is not None]
+            judged = max(i for i in range(len(fitting)) if own[i] in found)
+            if judged + 1 < len(fitting):
+                jobs[token_key(0, fitting[-1])] = fitting[judged:]
+        for prefixes, kept in zip(jobs.values(), await self._kept(list(jobs.values()), run), strict=True):
+            base = found[token_key(0, prefixes[0])]
+            for tokens, share in zip(prefixes[1:], kept, strict=True):
+                key = token_key(0, tokens)
+                found[key] = self._scores[key] = base * share
+        self._forget()
+        return [[found[key] for key in own[1:]] for own in keys]
+
+    async def _kept(self, jobs: Sequence[list[list[int]]], run: Run) -> list[list[float]]:
+        """For each job, the probability that nothing is rejected from its first prefix to the end of each other."""
+        meter = Run()
+        reject = single_token(self._tokenizer, self.format.reject)
+        futures = [
+            self.backend.submit_score(
+                Branch(self.backend, None, first, token_key(0, first), run=meter), [last[len(first) :]], [reject]
+            )
+            for first, *_, last in jobs
+        ]
+        try:
+            found = [pairs for (pairs,) in await asyncio.gather(*futures)]
+        finally:
+            run.ledger.reward_tokens += meter.ledger.computed_tokens
+        kept = [np.cumprod(self.format.read(self._tokenizer, pairs)) for pairs in found]
+        return [
+            [float(products[len(tokens) - len(first) - 1]) for tokens in rest]
+            for products, (first, *rest) in zip(kept, jobs, strict=True)
+        ]
+
+
 def same_vocabulary(one: TokenizerLike | None, other: TokenizerLike) -> bool:
     """Whether two tokenizers give every id the same meaning."""
     if one is other:
@@ -184,10 +257,11 @@ def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) 
     Args:
         backend: runs the reward model.
         config: its ``config.json``.
-        overrides: ``format`` ("step-end", "step-tag", "chat-turns" or "step-label", see `bough.rewards.formats`) with
-            that format's settings (``good``, ``bad``, ``label``, ``system``, and ``step_tag`` for its ``tag``), and
-            `ProcessReward`'s ``aggregate``, ``question`` and ``memory``. Without ``format``, a ``step_tag`` that is
-            only whitespace is one that ends a step anyway, and any other is inserted after each step.
+        overrides: ``format`` ("step-end", "step-tag", "chat-turns", "step-label" or "step-reject", see
+            `bough.rewards.formats`) with that format's settings (``good``, ``bad``, ``label``, ``system``,
+            ``reject``, and ``step_tag`` for its ``tag``), and `ProcessReward`'s ``aggregate``, ``question``
+            and ``memory``. Without ``format``, a ``reject`` means "step-reject", a ``step_tag`` that is only
+            whitespace is one that ends a step anyway, and any other is inserted after each step.
 
     Raises:
         UnsupportedError: the checkpoint does not say how it is asked, and neither do the overrides.
@@ -204,9 +278,9 @@ def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) 
     if unknown := sorted(set(settings) - known):
         raise InvalidInput(f"format {name!r} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     format: StepFormat = FORMATS[name](**settings)
-    reward = ProcessReward(backend, format, **options)
+    reward = (RejectionReward if isinstance(format, StepReject) else ProcessReward)(backend, format, **options)
     # What the format needs of the tokenizer had better be missed now than after the first step.
-    texts = [getattr(format, name, None) for name in ("tag", "good", "bad")]
+    texts = [getattr(format, name, None) for name in ("tag", "good", "bad", "reject")]
     for text in texts:
         if text is not None:
             assert backend.tokenizer is not None
@@ -214,11 +288,12 @@ def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) 
     return reward
 
 
-FORMATS: dict[str, type[StepEnd] | type[StepTag] | type[ChatTurns] | type[StepLabel]] = {
+FORMATS: dict[str, type[Any]] = {
     "step-end": StepEnd,
     "step-tag": StepTag,
     "chat-turns": ChatTurns,
     "step-label": StepLabel,
+    "step-reject": StepReject,
 }
 
 
@@ -226,6 +301,8 @@ def _format_name(backend: Backend, config: Mapping[str, Any], settings: Mapping[
     architecture = next(iter(config.get("architectures") or ()), "")
     if architecture.endswith(("ForTokenClassification", "ForProcessRewardModel")):
         return "step-label"
+    if "reject" in settings:
+        return "step-reject"
     tag = settings.get("tag")
     if tag is None:
         raise UnsupportedError(

@@ -124,17 +124,27 @@ class SearchTree:
         node = self._node(record["node"], when)
         node.text, node.recorded = record["text"], True
 
+    def _on_appended(self, when: int, record: Mapping[str, Any]) -> None:
+        self._child(when, record)
+
     def _on_sampled(self, when: int, record: Mapping[str, Any]) -> None:
+        node = self._child(when, record)
+        if node is not None:
+            node.finish = record["finish"]
+            node.tokens = [(str(text), logprob, sample_logprob) for text, logprob, sample_logprob in record["tokens"]]
+
+    def _child(self, when: int, record: Mapping[str, Any]) -> Node | None:
+        """The node that a record makes; None if it is there already."""
         parent = self._node(record["parent"], when)
         known = self._nodes.get(record["node"])
         if known is not None and known.recorded:
-            return  # The same draw, asked for again: the same branch.
+            return None  # The same draw, asked for again: the same branch.
         node = known or Node(record["node"], when)
         if node not in parent.ancestors():
             self._attach(node, parent)
         self._nodes[node.id] = node
-        node.text, node.finish, node.recorded = record["text"], record["finish"], True
-        node.tokens = [(str(text), logprob, sample_logprob) for text, logprob, sample_logprob in record["tokens"]]
+        node.text, node.recorded = record["text"], True
+        return node
 
     def _on_scored(self, when: int, record: Mapping[str, Any]) -> None:
         self._node(record["node"], when).scores.append((when, record["score"], record["reward"]))

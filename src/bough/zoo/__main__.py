@@ -17,9 +17,9 @@ from . import path
 from .card import write_folder
 from .data import MIXES
 from .language import RECIPES, make_tokenizer, train_language_model
-from .marking import STEP_TAG
+from .marking import PROBLEMS, SAMPLES, STEP_TAG
 from .measure import agreement, by_level, by_tries, many_samples, reward_quality
-from .prm import BAD, GOOD, RECIPE, train_reward_model
+from .prm import RECIPE, REJECT_ID, train_reward_model
 from .training import in_bf16
 
 NAMES = ("nano", "nano-prm", "nano-draft")
@@ -52,17 +52,24 @@ def make(name: str, build: Path, out: Path) -> None:
         for mix in MIXES
     )
     if name == "nano":
-        measured = {"log": log, "mix": mix, "accuracy": by_level(shipped, tokenizer), "tries": by_tries(samples)}
+        measured = {
+            "log": log,
+            "data": {"mix": mix},
+            "accuracy": by_level(shipped, tokenizer),
+            "tries": by_tries(samples),
+        }
         write_folder(name, out / name, nano, tokenizer, RECIPES[name], measured, {})
     elif name == "nano-prm":
         reward, log = train_reward_model(nano, out / "nano", tokenizer, build)
-        measured = {"log": log, **reward_quality(in_bf16(reward), tokenizer, samples)}
-        read_out = {"process_reward": {"step_tag": STEP_TAG, "good": GOOD, "bad": BAD}}
+        drawn = ", ".join(f"{n} at temperature {temperature:g}" for temperature, n in SAMPLES.items())
+        data = {"problems": f"{PROBLEMS['train']:,}", "samples": drawn}
+        measured = {"log": log, "data": data, **reward_quality(in_bf16(reward), tokenizer, samples)}
+        read_out = {"process_reward": {"step_tag": STEP_TAG, "reject": REJECT_ID}}
         write_folder(name, out / name, reward, tokenizer, RECIPE, measured, read_out)
     else:
         draft, log = train_language_model(name, build, RECIPES[name])
         small: Decoder = in_bf16(draft)
-        measured = {"log": log, "mix": mix, "accuracy": by_level(small, tokenizer)}
+        measured = {"log": log, "data": {"mix": mix}, "accuracy": by_level(small, tokenizer)}
         measured["agreement"] = agreement(shipped, small, tokenizer, samples)
         write_folder(name, out / name, draft, tokenizer, RECIPES[name], measured, {})
 

@@ -24,9 +24,11 @@ _ABOUT = {
     ),
     "nano-draft": "A smaller model with the tokenizer and the data of bough/nano, for drafting tokens.",
     "nano-prm": (
-        "A process reward model for bough/nano. At the newline that ends a step, the softmax over the logits of `+` "
-        "and `-` is the probability that the solution is right so far. It is bough/nano, trained further as a whole "
-        "on its own samples, which the tasks' judges labelled line by line."
+        "A process reward model for bough/nano. Before each token of a solution, it holds that token against "
+        "`<pad>`, which no text has and which here means *reject*; the product over the tokens so far of p(token) / "
+        "(p(token) + p(reject)) is the probability that the solution is right so far "
+        "(`bough.rewards.RejectionReward`). It is bough/nano, trained further as a whole on its own samples, which "
+        "the tasks' judges labelled line by line."
     ),
 }
 _DATA = {
@@ -35,8 +37,8 @@ _DATA = {
         "`<bos>` prompt, solution, `<eos>`; the loss is on the solution."
     ),
     "nano-prm": (
-        "Samples of bough/nano on problems of the `train` split around the default levels, eight of each problem: "
-        "six at temperature 1, one at 0.7, one at 1.3. No test problem was seen in training."
+        "Samples of bough/nano on {problems} problems of each task, of the `train` split and of levels around the "
+        "default one: {samples} of each problem. No test problem was seen in training."
     ),
 }
 _AUCS = {"overall": "overall", "within": "within a problem", "first error": "first error"}
@@ -48,8 +50,7 @@ _LIMITS = {
     "nano-prm": (
         "It judges only what bough/nano may write for these tasks. It says whether the steps so far are right, not "
         "whether the solution will end well. Searches that optimise hard against it find its mistakes: where "
-        "best-of-N falls as N grows, in the table above, do not search with it. It learnt to judge countdown; for "
-        "the other tasks it saw too few problems, and knows its training samples better than what makes a step right."
+        "best-of-N falls as N grows, in the table above, do not search with it."
     ),
 }
 
@@ -98,7 +99,7 @@ def write_card(name: str, folder: Path) -> None:
         "",
         "## Data",
         "",
-        _DATA[kind].format(mix=measured.get("mix", "")),
+        _DATA[kind].format(**measured.get("data", {})),
         "",
         "## Recipe",
         "",

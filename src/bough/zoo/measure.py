@@ -14,12 +14,12 @@ from bough.models import Decoder
 from bough.tasks import TASKS, Problem
 
 from .marking import Marked, marked
-from .prm import pad, reliability, scores, tags_of
+from .prm import pad, reliability, scores
 from .sampling import sample_problems, solved
 from .training import hidden_states, logits_of
 
-PROBLEMS = 40  # of each task and level
-TRIED = 32  # problems of each default level that are tried many times
+PROBLEMS = 100  # of each task and level
+TRIED = 100  # problems of each default level that are tried many times
 TRIES = 64  # samples of each of them
 FEW = 4  # samples at the other levels
 
@@ -72,7 +72,6 @@ def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, lis
 
     The rating of a solution is its last step's reward. Best of N is averaged over TRIES / N disjoint draws.
     """
-    tags = tags_of(tokenizer)
     everything: list[Marked] = []
     best: dict[str, dict[int, float]] = {}
     for name, completions in samples.items():
@@ -81,9 +80,7 @@ def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, lis
         everything += [sample for some in own for sample in some]
         rating = np.zeros((len(problems), TRIES))
         for row, (some, texts) in enumerate(zip(own, completions, strict=True)):
-            last = {
-                key: values[-1] for key, values in zip(dict.fromkeys(texts), scores(reward, some, tags), strict=True)
-            }
+            last = {key: values[-1] for key, values in zip(dict.fromkeys(texts), scores(reward, some), strict=True)}
             rating[row] = [last[text] for text in texts]
         right = solved(problems, completions)
         best[name] = {}
@@ -92,7 +89,7 @@ def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, lis
             chosen = np.take_along_axis(right.reshape(len(problems), -1, n), drawn[..., None], -1)
             best[name][n] = float(chosen.mean())
         print(name, json.dumps(best[name]), flush=True)
-    return {"auc": reliability(everything, scores(reward, everything, tags)), "best of": best}
+    return {"auc": reliability(everything, scores(reward, everything)), "best of": best}
 
 
 @torch.inference_mode()

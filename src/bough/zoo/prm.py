@@ -1,19 +1,28 @@
 """bough/nano-prm: a process reward model for bough/nano, trained on what bough/nano writes.
 
-bough/nano, grown by a few layers, is trained further as a whole, as a causal model whose `+` and `-` logits at
-the end of a line are the score of the solution up to there (the read-out of Math-Shepherd, arXiv:2312.08935,
-with the newline as the step tag). A head on frozen hidden states is not enough: it learns how far along a
-solution is rather than whether it is right, which an AUC over all steps does not show and a search does.
+bough/nano is trained further as a whole, as a causal model with one more thing to say: *reject*, a token that no
+text has. Where a solution goes on with token y, the model holds y against it, and a solution is right so far with
+the probability that none of its tokens is rejected:
 
-Why it grows: what bough/nano expects next is worked out in its last layer, so no layer is left that could
-compare it with what was written. On top of it, new layers can; at first they pass everything through.
+    P(right so far) = product over the tokens y_t of the solution of  p(y_t) / (p(y_t) + p(reject)),
 
-Why it goes on learning the language too: labels alone, some bits a sample, make it forget how the tasks are
-done. The lines that the judges call right are also targets of next-token prediction.
+with p the model's next-token distribution before y_t. So what the model knows about how to go on is what it judges
+by, before it has seen a single label, and a line's last token can still be rejected for the line as a whole. Read
+off one tag at the end of each line instead (the read-out of Math-Shepherd, arXiv:2312.08935), the same model learnt
+countdown and little else from the same samples: no layer is left above the prediction that could compare it with
+what was written, and neither further layers nor dense targets for them made up for that. A head on frozen hidden
+states learns how far along a solution is rather than whether it is right, which an AUC over all steps does not show
+and a search does.
+
+The loss is the likelihood of the judges' labels, line by line: with q_k the probability that no token of line k is
+rejected, -log q_k for a right line, and -log(1 - q_1 ... q_k) for a line at or after the first error, which leaves
+open which token to reject. So that it goes on knowing how the tasks are done, right lines are also targets of
+next-token prediction.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,44 +41,40 @@ from bough.tasks import TASKS
 from .data import BUCKETS
 from .marking import Marked, marked_samples
 from .tokenizer import PAD_ID
-from .training import Recipe, config_of, fit, hidden_states, logits_of
+from .training import Recipe, fit, hidden_states, logits_of
 
-GOOD, BAD = "+", "-"
+REJECT_ID = PAD_ID
 LANGUAGE = 0.5  # the weight of next-token prediction beside that of the labels
 RECIPE = Recipe(
     hidden=256,
-    layers=9,
+    layers=6,
     heads=8,
     kv_heads=4,
     ffn=768,
-    steps=1500,
-    rate=((20, 1.0), (600, 1.0)),
-    muon_lr=1.5e-3,
-    adam_lr=1e-3,
+    steps=1300,
+    rate=((20, 1.0), (400, 1.0)),
+    muon_lr=8e-4,
+    adam_lr=6e-4,
 )
-
-
-def grown(policy: Decoder, config: dict[str, Any], seed: int) -> Decoder:
-    """A decoder with more layers that computes what the policy computes: the new ones add nothing yet."""
-    decoder = Decoder.from_config(config, seed=seed)
-    missing, unexpected = decoder.load_state_dict(policy.state_dict(), strict=False)
-    assert not unexpected and all(name.startswith("layers.") for name in missing)
-    for layer in list(decoder.layers)[len(policy.layers) :]:
-        for linear in (layer.attention.out, layer.mlp.down):
-            torch.nn.init.zeros_(linear.weight)
-    return decoder.requires_grad_(True)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens [B, L]; at [N] flat places of line ends, with labels [N] and weights [N].
+    """Samples padded to one length.
 
-    targets [B, L]: the next token where it belongs to a right line, -100 elsewhere.
+    Attributes:
+        tokens: ``[B, L]``.
+        written: flat places of the tokens of the solutions' lines, ``[N]``.
+        line: which line each of them is in, ``[N]``; lines are numbered through the batch.
+        first: the number of the first line of each line's sample, ``[lines]``.
+        labels: whether a sample is right up to a line, ``[lines]``.
+        weights: how often it occurred, ``[lines]``.
     """
 
     tokens: np.ndarray
-    targets: np.ndarray
-    at: np.ndarray
+    written: np.ndarray
+    line: np.ndarray
+    first: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
 
@@ -93,46 +98,64 @@ def batches(samples: Sequence[Marked], tokens_per_batch: int, seed: int) -> Iter
 def pad(samples: Sequence[Marked], length: int) -> Batch:
     """The samples as one rectangle."""
     tokens = np.full((len(samples), length), PAD_ID, np.int64)
-    targets = np.full((len(samples), length), -100, np.int64)
-    at, labels, weights = [], [], []
+    written: list[int] = []
+    line: list[int] = []
+    first: list[int] = []
+    labels: list[bool] = []
+    weights: list[int] = []
     for row, sample in enumerate(samples):
         tokens[row, : len(sample.ids)] = sample.ids
-        first, last_right = sample.ends[0], sample.ends[sum(sample.labels) - 1]
-        targets[row, first:last_right] = sample.ids[first + 1 : last_right + 1]
-        at += [row * length + end for end in sample.ends]
-        labels += sample.labels
-        weights += [sample.count] * len(sample.ends)
-    return Batch(tokens, targets, np.array(at), np.array(labels, np.float32), np.array(weights, np.float32))
+        begins = len(labels)
+        for before, end, label in zip(sample.ends, sample.ends[1:], sample.labels[1:], strict=False):
+            written += range(row * length + before + 1, row * length + end + 1)
+            line += [len(labels)] * (end - before)
+            first.append(begins)
+            labels.append(label)
+            weights.append(sample.count)
+    return Batch(tokens, *map(np.array, (written, line, first, labels, weights)))
 
 
-def margins(decoder: Decoder, hidden: Tensor, batch: Batch, tags: tuple[int, int]) -> Tensor:
-    """The logit of a line being right, [N], from the batch's final hidden states: `+` less `-`."""
-    logits = logits_of(decoder, hidden[torch.from_numpy(batch.at)])
-    return logits[:, tags[0]] - logits[:, tags[1]]
+def log_kept(decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The log-probability that no token of a line is rejected, ``[lines]``, and each token's as the next, ``[N]``.
+
+    The first in float64, since it is summed along solutions.
+    """
+    hidden = hidden_states(decoder, batch.tokens)[torch.from_numpy(batch.written - 1)]
+    logits = logits_of(decoder, hidden)
+    own = logits.gather(1, torch.from_numpy(batch.tokens.ravel()[batch.written])[:, None])[:, 0]
+    kept = F.logsigmoid(own - logits[:, REJECT_ID]).double()
+    lines = kept.new_zeros(len(batch.labels)).index_add(0, torch.from_numpy(batch.line), kept)
+    return lines, own - logits.logsumexp(-1)
 
 
-def label_and_token_loss(decoder: Decoder, batch: Batch, tags: tuple[int, int]) -> Tensor:
+def along(lines: Tensor, batch: Batch) -> Tensor:
+    """The sums of the lines' values from the first of their sample on, ``[lines]``."""
+    total = lines.cumsum(0)
+    first = torch.from_numpy(batch.first)
+    return total - (total - lines)[first]
+
+
+def loss(decoder: Decoder, batch: Batch) -> Tensor:
     """The mean cross-entropy of the labels, in nats, and LANGUAGE times that of the right lines' tokens."""
-    hidden, weights = hidden_states(decoder, batch.tokens), torch.from_numpy(batch.weights)
-    labels = F.binary_cross_entropy_with_logits(
-        margins(decoder, hidden, batch, tags), torch.from_numpy(batch.labels), weights / weights.mean()
-    )
-    targets = torch.from_numpy(batch.targets).flatten()
-    counted = (targets >= 0).nonzero().flatten()
-    return labels + LANGUAGE * F.cross_entropy(logits_of(decoder, hidden[counted]), targets[counted])
+    lines, next_token = log_kept(decoder, batch)
+    right, weights = torch.from_numpy(batch.labels), torch.from_numpy(batch.weights)
+    wrong = -torch.log(-torch.expm1(along(lines, batch).clamp(max=-1e-6)))
+    labels = (torch.where(right, -lines, wrong) * weights).sum() / weights.sum()
+    return labels.float() - LANGUAGE * next_token[right[torch.from_numpy(batch.line)]].mean()
 
 
 @torch.inference_mode()
-def scores(decoder: Decoder, samples: Sequence[Marked], tags: tuple[int, int]) -> list[list[float]]:
-    """The reward of each sample at each of its line ends."""
+def scores(decoder: Decoder, samples: Sequence[Marked]) -> list[list[float]]:
+    """The probability of each sample to be right up to each of its line ends; 1 at the prompt's."""
     found: list[list[float]] = [[] for _ in samples]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].ids))
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
         batch = pad([samples[i] for i in rows], len(samples[rows[-1]].ids))
-        values = margins(decoder, hidden_states(decoder, batch.tokens), batch, tags).sigmoid().tolist()
+        values = along(log_kept(decoder, batch)[0], batch).exp().tolist() if len(batch.labels) else []
         for i in rows:
-            found[i], values = values[: len(samples[i].ends)], values[len(samples[i].ends) :]
+            lines = len(samples[i].ends) - 1
+            found[i], values = [1.0, *values[:lines]], values[lines:]
     return found
 
 
@@ -186,22 +209,15 @@ def _within(groups: dict[tuple[int, int], dict[bool, list[float]]]) -> float:
     return won / pairs if pairs else float("nan")
 
 
-def tags_of(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The ids of the tokens that say good and bad."""
-    vocabulary = tokenizer.get_vocab()
-    return vocabulary[GOOD], vocabulary[BAD]
-
-
 def train_reward_model(
     policy: Decoder, shipped: Path, tokenizer: Tokenizer, build: Path, recipe: Recipe = RECIPE
 ) -> tuple[Decoder, list[dict[str, Any]]]:
-    """A reward model grown from the policy (float32), and what was measured on the way.
+    """A reward model initialised from the policy (float32), and what was measured on the way.
 
     `shipped` is the policy's folder, which the samples are drawn from.
     """
     samples = marked_samples(shipped, tokenizer, build / "nano-prm")
-    tags = tags_of(tokenizer)
-    decoder = grown(policy, config_of(recipe, tokenizer.get_vocab_size()), recipe.seed)
+    decoder = copy.deepcopy(policy).float().requires_grad_(True)
 
     def data(skip: int) -> Iterable[Batch]:
         found = batches(samples["train"], recipe.batch_tokens, recipe.seed)
@@ -210,15 +226,7 @@ def train_reward_model(
         return found
 
     def measure(model: Decoder) -> dict[str, Any]:
-        return {"auc": reliability(samples["validation"], scores(model, samples["validation"], tags))}
+        return {"auc": reliability(samples["validation"], scores(model, samples["validation"]))}
 
-    log = fit(
-        decoder,
-        recipe,
-        data,
-        lambda model, batch: label_and_token_loss(model, batch, tags),
-        lambda batch: batch.tokens.size,
-        measure,
-        build / "nano-prm.state",
-    )
+    log = fit(decoder, recipe, data, loss, lambda batch: batch.tokens.size, measure, build / "nano-prm.state")
     return decoder, log
