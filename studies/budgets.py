@@ -34,6 +34,7 @@ import bough
 from bough.bench import Arm, evaluate_async, trials
 from bough.bench.stats import accuracy, paired_bootstrap
 from bough.core import Backend, Reward, Run
+from bough.rewards import ProcessReward
 from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter, SelfConsistency
 from bough.search.vote import winner
 from bough.tasks import Problem, Task, get_task
@@ -122,8 +123,10 @@ async def run_part(lm: Backend, reward: Reward, task: Task, seed: int, args: arg
 
 def part(task: str, seed: int, args: argparse.Namespace) -> list[Row]:
     """One task under one seed."""
-    lm, reward = bough.load(args.model), bough.load_reward(args.reward)
-    return bough.run(run_part(lm, reward, get_task(task), seed, args))
+    reward = bough.load_reward(args.reward)
+    assert isinstance(reward, ProcessReward)
+    with bough.load(args.model) as lm, reward.backend:  # no part leaves its memory to the next
+        return bough.run(run_part(lm, reward, get_task(task), seed, args))
 
 
 def aligned(rows: list[Row], a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[Row, Row]]:

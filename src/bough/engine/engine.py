@@ -338,6 +338,7 @@ class Engine:
             self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self.pool.release()  # now, not when the last reference to the engine is found to be gone
 
     def settle(self) -> None:
         """Wait until everything submitted before is done."""

@@ -19,12 +19,16 @@ class Pool:
         slots: number of token slots.
         kv_heads: key/value heads of a layer.
         head_dim: size of one head.
+
+    Attributes:
+        token_bytes: what one token's keys and values take.
     """
 
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.data = torch.empty(layers, 2, slots, kv_heads, head_dim, dtype=dtype, device=device)
+        self.token_bytes = self.data[:, :, 0].numel() * self.data.element_size()
         self.total = slots
         self.peak = 0
         self.reset()
@@ -34,10 +38,9 @@ class Pool:
         self._free = np.arange(self.total, dtype=np.int64)[::-1].copy()  # a stack: slots come off its end, ascending
         self.free = self.total
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes that one token's keys and values take."""
-        return self.data[:, :, 0].numel() * self.data.element_size()
+    def release(self) -> None:
+        """Give the memory back; the pool is of no use afterwards."""
+        self.data = self.data.new_empty(0)
 
     def take(self, count: int) -> np.ndarray:
         """``count`` free slots, int64; there must be that many."""
