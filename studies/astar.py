@@ -41,7 +41,7 @@ def alternatives() -> dict[str, Strategy]:
         "default": default,
     }
     for width in (1, 2, 4):
-        for revisit in (0.05, 0.15, 0.3):
+        for revisit in (0.05, 0.1, 0.15):
             table[f"width {width}, revisit {revisit}"] = AStar(width=width, revisit_cost=revisit, parallel=1)
     table["default, cost none"] = replace(default, cost="none")
     table["default, ties by reward"] = replace(default, tie_break="reward")

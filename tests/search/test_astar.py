@@ -83,7 +83,7 @@ F: dict[Any, Callable[[Sequence[float]], float]] = {
 
 @pytest.mark.parametrize("cost", list(F))
 def test_f_is_what_the_derivation_says(cost: Any) -> None:
-    found = search(AStar(cost=cost, revisit_cost=NEVER, parallel=1), coarse, seed=3)
+    found = search(AStar(width=2, cost=cost, revisit_cost=NEVER, parallel=1), coarse, seed=3)
     states = {event.node: event for event in found.events if event.kind == "sampled"}
     scores = {event.node: event.score for event in found.events if event.kind == "scored"}
     checked = 0
@@ -104,7 +104,7 @@ def test_f_is_what_the_derivation_says(cost: Any) -> None:
 @pytest.mark.parametrize("cost", ["deterioration", "worst"])
 def test_f_never_falls_along_a_path_nor_in_the_order_of_expansion(cost: Any) -> None:
     for seed in range(20):
-        found = search(AStar(cost=cost, parallel=1, revisit_cost=0.3), seed=seed)
+        found = search(AStar(width=2, cost=cost, parallel=1, revisit_cost=0.15), seed=seed)
         parents = {event.node: event.parent for event in found.events if event.kind == "sampled"}
         order = [event.f for event in found.expanded]
         assert order == sorted(order)

@@ -80,9 +80,10 @@ def test_nano_is_as_good_as_its_card_says(lm: bough.core.Backend, name: str) -> 
     assert abs(right.mean() - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / right.size)  # the same problems
 
 
-def test_best_of_n_by_the_reward_rises_with_n(lm: bough.core.Backend) -> None:
-    reward, task = bough.load_reward("bough/nano-prm"), get_task("countdown")
-    problems = [task.problem("test", index) for index in range(100)]
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_best_of_n_by_the_reward_rises_with_n(lm: bough.core.Backend, name: str) -> None:
+    reward, task = bough.load_reward("bough/nano-prm"), get_task(name)
+    problems = [task.problem("test", index) for index in range(60)]
 
     async def scored() -> tuple[list[list[str]], list[Sequence[float]]]:
         drawn = await draw(lm, problems, 16, seed=2)
@@ -96,5 +97,5 @@ def test_best_of_n_by_the_reward_rises_with_n(lm: bough.core.Backend) -> None:
         return float(np.take_along_axis(right.reshape(len(problems), -1, n), chosen[..., None], -1).mean())
 
     shares = {n: best_of(n) for n in (1, 4, 16)}
-    assert shares[1] + 0.1 < shares[4] < shares[16] + 0.02, shares
-    assert measured("bough/nano-prm")["auc"]["countdown"]["within"] > 0.7
+    assert shares[1] + 0.05 < shares[4] < shares[16] + 0.03, shares
+    assert measured("bough/nano-prm")["auc"][name]["within"] > 0.7

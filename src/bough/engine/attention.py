@@ -8,6 +8,9 @@ by log-sum-exp: with part i giving o_i = softmax(s_i) v_i and l_i = log sum exp 
     o = sum_i exp(l_i - l) o_i,   l = log sum_i exp l_i,
 
 which is softmax attention over the union (as in FlashDecoding, and Hydragen: Juravsky et al., 2024).
+
+Every matrix product of a pass has sizes from a short list (`padded`): a CPU's matrix library compiles a kernel for
+each new shape, which takes up to thirty times as long as running it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ SHARE_FROM = 1 << 16
 
 # Runs of at most so many tokens are batched together; longer ones fill the machine alone.
 _BATCHED_RUN = 128
+
+
+def padded(size: int) -> int:
+    """The next size that products are made in: a power of two up to 8, then eight sizes to each next one."""
+    step = max(1 << (size - 1).bit_length() >> 4, 8) if size > 8 else 1 << (size - 1).bit_length()
+    return -(-size // step) * step
 
 
 @dataclass
@@ -58,7 +67,7 @@ class _Part:
 
     Attributes:
         shape: runs, and queries per run.
-        rows: flat index of each query, the run's last where it is padded; None: all queries of the pass, in order.
+        rows: flat index of each query; None: all queries of the pass, in order, with the pass's own padding.
         valid: which of the runs x queries are real (not padding).
         real: the flat indices of the real ones.
         keys: where each run's keys are: rows ``[runs * kv_heads * length]`` of the pool seen as
@@ -97,6 +106,8 @@ class _Part:
 class TreeAttention:
     """The `Attend` of one pass: stores the new keys and values, then attends over the tree.
 
+    The pass has `size` queries: those of the runs, and then padding, whose output means nothing.
+
     Args:
         pool: where keys and values live.
         runs: the query runs, in the order of their tokens in the flat batch.
@@ -117,6 +128,7 @@ class TreeAttention:
         self.slots = self._tensor(np.concatenate([run.slots[run.start : run.end] for run in runs]))
         self._offsets = np.cumsum([0] + [run.count for run in runs])
         self._total = int(self._offsets[-1])
+        self.size = padded(self._total)
         self._parts: list[_Part] = []
         weight = pool.data.shape[-1] * pool.data.shape[-2]
         ranges: list[list[tuple[int, int]]] = [[] for _ in runs]
@@ -184,13 +196,15 @@ class TreeAttention:
         rows, at = self._rows(runs, members)
         windowed = any(int(at.max()) - start >= window for window in self._windows)
         everyone = len(rows) == self._total  # members are in the order of the pass
+        real, size = len(rows), padded(len(rows))
+        rows, at = _extended(rows, size), _extended(at, size)
         indices = None if everyone else self._tensor(rows)
         self._parts.append(
             _Part(
-                shape=(1, len(rows)),
+                shape=(1, size),
                 rows=indices,
-                valid=slice(None),
-                real=slice(None) if indices is None else indices,
+                valid=slice(None) if indices is None else slice(real),
+                real=slice(None) if indices is None else indices[:real],
                 keys=self._slots(runs[members[0]].slots[None, start:end]),
                 length=end - start,
                 query_at=self._tensor(at)[None] if windowed else None,
@@ -203,7 +217,7 @@ class TreeAttention:
         spans = np.array([(row, a, b) for row, i in enumerate(members) for a, b in ranges[i] if b > a])
         sizes = spans[:, 2] - spans[:, 1]
         held = np.bincount(spans[:, 0], sizes, len(members)).astype(np.int64)
-        length = int(held.max())
+        length = padded(int(held.max()))
         before = np.cumsum(sizes) - sizes
         # Where each key goes: its row, its column after the row's earlier spans, its depth.
         row = np.repeat(spans[:, 0], sizes)
@@ -217,47 +231,47 @@ class TreeAttention:
         key_at = np.full((len(members), length), np.iinfo(np.int64).max // 2)
         key_at[row, column] = depth
         counts = np.array([runs[i].count for i in members])
-        queries = int(counts.max())
+        queries, size = padded(int(counts.max())), padded(len(members))
         # Query padding sees what the run's last query sees, and is dropped.
         order = np.minimum(np.arange(queries), counts[:, None] - 1)
         query_at = np.array([runs[i].start for i in members])[:, None] + order
         rows = self._offsets[members][:, None] + order
+        everyone = queries == 1 and len(members) == self._total
+        indices = None if everyone else self._tensor(_extended(rows, size).ravel())
         valid: Tensor | slice = slice(None)
-        indices = self._tensor(rows.ravel())
-        real: Tensor | slice = indices
-        if (counts != queries).any():
+        real: Tensor | slice = slice(None)
+        if indices is not None:
             valid = self._tensor(np.flatnonzero(np.arange(queries) < counts[:, None]))
             real = indices[valid]
         equal = queries == 1 and bool((held == length).all())
         all_visible = equal and not any(int(query_at.max()) >= window for window in self._windows)
-        everyone = len(members) * queries == self._total == len(indices[valid])
         self._parts.append(
             _Part(
-                shape=(len(members), queries),
-                rows=None if everyone else indices,
+                shape=(size, queries),
+                rows=indices,
                 valid=valid,
                 real=real,
-                keys=self._slots(keys),
+                keys=self._slots(_extended(keys, size)),
                 length=length,
-                query_at=None if all_visible else self._tensor(query_at),
-                key_at=None if all_visible else self._tensor(key_at),
+                query_at=None if all_visible else self._tensor(_extended(query_at, size)),
+                key_at=None if all_visible else self._tensor(_extended(key_at, size)),
             )
         )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
-        """``q [T, Hq, D]``, ``k, v [T, Hkv, D]`` -> ``[T, Hq, D]``; stores k and v first."""
-        self._pool.write(layer, self.slots, k, v)
+        """``q [size, Hq, D]``, ``k, v [size, Hkv, D]`` -> ``[size, Hq, D]``; stores k and v first."""
+        self._pool.write(layer, self.slots, k[: self._total], v[: self._total])
         gathered, shared = self._parts[self._shared :], self._parts[: self._shared]
         if len(gathered) == 1 and gathered[0].rows is None:
             total, lse = self._attend(gathered[0], layer, q, spec)
         else:
-            total = torch.empty(q.shape, device=q.device)
-            lse = torch.empty(q.shape[:2], device=q.device)
+            total = torch.zeros(q.shape, device=q.device)
+            lse = torch.zeros(q.shape[:2], device=q.device)
             for part in gathered:  # each query is in exactly one of these, and sees at least itself there
                 out, weight = self._attend(part, layer, q, spec)
                 total[part.real], lse[part.real] = out[part.valid], weight[part.valid]
         for part in shared:
-            out, weight = self._attend(part, layer, q, spec)
+            out, weight = (found[part.valid] for found in self._attend(part, layer, q, spec))
             rows = part.real
             before = lse[rows]
             merged = torch.logaddexp(before, weight)
@@ -289,6 +303,11 @@ class TreeAttention:
         out = out.view(runs, kv_heads, group, queries, dim).permute(0, 3, 1, 2, 4).reshape(-1, heads, dim)
         lse = lse.view(runs, kv_heads, group, queries).permute(0, 3, 1, 2).reshape(-1, heads)
         return out, lse
+
+
+def _extended(array: np.ndarray, size: int) -> np.ndarray:
+    """The array with its last row repeated until there are ``size``."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), 0)])
 
 
 def _softmax_attention(

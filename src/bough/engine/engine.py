@@ -42,7 +42,7 @@ from bough.core import (
 )  # fmt: skip
 from bough.models import Decoder
 
-from .attention import QueryRun, TreeAttention
+from .attention import QueryRun, TreeAttention, padded
 from .pool import Pool
 from .radix import Node, RadixTree
 from .sampler import Drawing, draw
@@ -539,32 +539,42 @@ class Engine:
 
     def _run(self, work: _Pass) -> None:
         attention = TreeAttention(self.pool, work.runs, self._windows, self.share_from)
-        tokens = torch.from_numpy(np.concatenate(work.tokens)).to(self.device)
-        positions = np.concatenate([np.arange(run.start, run.end) for run in work.runs])
-        hidden = self.decoder(tokens, torch.from_numpy(positions).to(self.device), attention).last
+        tokens, positions = np.zeros((2, attention.size), np.int64)
+        tokens[: work.size] = np.concatenate(work.tokens)
+        positions[: work.size] = np.concatenate([np.arange(run.start, run.end) for run in work.runs])
+        hidden = self.decoder(self._tensor(tokens), self._tensor(positions), attention).last
         self.stats.passes += 1
         self.stats.tokens += work.size
         self.stats.rows += len(work.rows)
         for ledger in work.ledgers.values():
             ledger.passes += 1
         ends = list(range(len(work.rows))) + [last for _, last in work.stems]
-        logits = self.decoder.logits(hidden[torch.tensor(ends, device=self.device)]) if ends else None
+        logits = self._logits(hidden, ends) if ends else None
         for scorer, last, places in work.scores:
             self._deliver_scores(scorer, hidden, last, places)
         for stem, first, slots in work.wholes:
             for whole in stem.wholes:
-                values = self.decoder.logits(hidden[first : first + len(slots)]).float()
+                values = self._logits(hidden, range(first, first + len(slots)))
                 fine = torch.isfinite(values.logsumexp(-1))
                 error = None if fine.all() else _not_finite(int((~fine).nonzero()[0]))
                 self._resolve(whole, values.cpu().numpy(), error)
         for action in work.after:
             action()
         if logits is not None:
-            self._sample(work, logits.float())
+            self._sample(work, logits)
         if self._spoiled:
             # A number that is not finite spreads to every key of its pass, masked or not: cache none of them.
             self.tree.evict(self.pool.total)
             self._spoiled = False
+
+    def _logits(self, hidden: Tensor, places: Sequence[int]) -> Tensor:
+        """The logits ``[n, V]`` float32 at these places of a pass."""
+        index = np.zeros(padded(len(places)), np.int64)
+        index[: len(places)] = places
+        return self.decoder.logits(hidden[self._tensor(index)])[: len(places)].float()
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _sample(self, work: _Pass, logits: Tensor) -> None:
         """Draw a token for every running row, and the first one of the rows whose stems are done."""
@@ -639,7 +649,7 @@ class Engine:
     def _deliver_scores(self, scorer: Scorer, hidden: Tensor, last: int, places: list[tuple[int, int]]) -> None:
         rows = [at for first, count in places for at in (last, *range(first, first + count))]
         targets = torch.tensor([t for c in scorer.continuations for t in c], device=self.device)
-        logprobs = self.decoder.logits(hidden[torch.tensor(rows, device=self.device)]).float().log_softmax(-1)
+        logprobs = self._logits(hidden, rows).log_softmax(-1)
         others = torch.tensor(scorer.others, dtype=torch.int64, device=self.device).expand(len(targets), -1)
         values = logprobs.gather(1, torch.cat([targets[:, None], others], 1)).cpu().numpy()
         if not np.isfinite(values).all():

@@ -23,9 +23,10 @@ instead of the sum of its rises, f(s') = max(f(s), h(s')) (pathmax, Mero 1984): 
 ``cost="none"``, f = h: greedy best-first search, which forgives everything and is not consistent.
 
 Drawing again. A node has not only the children that were drawn but all that could be. After an expansion it goes
-back to the frontier with ``revisit_cost`` added to its f: when everything else looks worse by more than that, the
-node is sampled again, for another ``width`` continuations. Small costs spend tokens where the search is in doubt
-and so allow a small width; a large one leaves it to a frontier that has nothing else.
+back to the frontier with ``revisit_cost`` added to its f for each continuation that was drawn: when everything else
+looks worse by more than that, the node is sampled again, for another ``width`` continuations. Small costs spend
+tokens where the search is in doubt and so allow a small width; a large one leaves it to a frontier that has nothing
+else. A larger width takes fewer passes, one after the other, and more tokens.
 
 Ties are common: while the reward only rises, f stays the same. ``tie_break="path"`` orders nodes of equal f like
 a depth-first walk that visits siblings in order of reward: first the whole subtree of the better one. A node comes
@@ -91,18 +92,18 @@ class AStar(StepSearch):
         doubt: the next node is expanded while others are in flight only if these are all wrong with at least this
             probability (the product of their h); 0 always fills up to ``parallel``.
         cost: how f follows from h: its "deterioration" along the path, the "worst" on it, or "none" of the past.
-        revisit_cost: what is added to a node's f by each expansion, after which it waits to be sampled again.
+        revisit_cost: what each continuation drawn from a node adds to its f; it then waits to be sampled again.
         tie_break: order among nodes of equal f: "path" as above; "deepest" first, then by reward; by "reward",
             then deepest. With all but "path", and with cost="none", the result of a parallel search depends on
             the order in which expansions complete.
         max_expansions: the search ends after so many.
     """
 
-    width: int = 2
+    width: int = 1
     parallel: int = 4
-    doubt: float = 0.7
+    doubt: float = 0.9
     cost: Cost = "worst"
-    revisit_cost: float = 0.15
+    revisit_cost: float = 0.1
     tie_break: TieBreak = "path"
     max_expansions: int = 256
 
@@ -144,7 +145,7 @@ class AStar(StepSearch):
                         heapq.heappush(frontier, child)
                     node = in_flight.pop(task)
                     if self.temperature > 0:
-                        node.f += self.revisit_cost
+                        node.f += self.revisit_cost * self.width
                         node.key = (node.f, *node.key[1:])
                         heapq.heappush(frontier, node)
         except BudgetExhausted:

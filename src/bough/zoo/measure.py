@@ -18,8 +18,8 @@ from .prm import pad, reliability, scores
 from .sampling import sample_problems, solved
 from .training import hidden_states, logits_of
 
-PROBLEMS = 100  # of each task and level
-TRIED = 100  # problems of each default level that are tried many times
+PROBLEMS = 50  # of each task and level
+TRIED = 64  # problems of each default level that are tried many times
 TRIES = 64  # samples of each of them
 FEW = 4  # samples at the other levels
 
