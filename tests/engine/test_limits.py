@@ -13,6 +13,7 @@ import torch
 import bough.core as core
 from bough.core import Budget, Run, Stop
 from bough.engine import NativeBackend
+from bough.engine.attention import padded
 from tiny import EOS, tiny_decoder, tiny_lm
 
 PROMPT = "a prompt"
@@ -292,3 +293,18 @@ def test_branches_are_immutable(lm: NativeBackend) -> None:
     with pytest.raises(AttributeError, match="immutable"):
         branch.key = 3
     assert np.isnan(branch.logprobs).all()
+
+
+def test_a_closed_engine_gives_its_memory_back() -> None:
+    lm = tiny_lm()
+    leaves = lm.generate(lm.branch([5, 7]), n=2, max_tokens=3)
+    lm.close()
+    assert lm.engine.pool.data.numel() == 0
+    assert lm.peak_kv_bytes > 0 and len(leaves[0].appended) == 3
+
+
+def test_products_come_in_few_sizes_with_little_padding() -> None:
+    sizes = [padded(n) for n in range(1, 4097)]
+    assert sizes == sorted(sizes) and len(set(sizes)) < 70
+    assert all(n <= size <= max(1.125 * n + 1, n + 7) for n, size in enumerate(sizes, start=1))
+    assert [padded(size) for size in set(sizes)] == list(set(sizes))
