@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ def run_parts(work: Callable[..., Rows], parts: Mapping[str, tuple[Any, ...]], f
         print(f"{len(parts) - len(todo)} of {len(parts)} parts are in {folder} already", flush=True)
     spawn = multiprocessing.get_context("spawn")  # a forked process may hang in torch's thread pool
     with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
-        for done, line in enumerate(pool.map(_run_part, todo), start=1):
-            print(f"{line} ({done} of {len(todo)})", flush=True)
+        finished = as_completed([pool.submit(_run_part, item) for item in todo])
+        for done, future in enumerate(finished, start=1):
+            print(f"{future.result()} ({done} of {len(todo)})", flush=True)
     return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 

@@ -114,6 +114,7 @@ def test_another_tokenizer_is_reached_through_text() -> None:
 def test_a_text_cut_by_its_own_context_scores_zero_where_no_step_end_fits() -> None:
     branch = ToyBackend(context=6).branch("a?") + "abca"
     assert run(reward_of(RewardModel(context=6))([branch], Run())) == [0.0]
+    assert run(reward_of(RewardModel(context=1))([branch], Run())) == [0.0], "not even the prompt fits"
 
 
 def test_the_work_is_charged_to_reward_tokens_and_a_search_runs_on_it() -> None:

@@ -197,6 +197,8 @@ class RejectionReward(ProcessReward):
         keys = [[None if tokens is None else token_key(0, tokens) for tokens in prefixes] for prefixes in branches]
         jobs: dict[int, list[list[int]]] = {}  # by what to judge: the prefixes from the last judged one on
         for prefixes, own in zip(branches, keys, strict=True):
+            if own[0] is None:
+                continue  # not even the prompt fits
             found[own[0]] = 1.0
             found.update((key, self._scores[key]) for key in own if key is not None and key in self._scores)
             fitting = [tokens for tokens in prefixes if tokens is not None]
