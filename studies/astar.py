@@ -40,7 +40,7 @@ def alternatives() -> dict[str, Strategy]:
         "beam 4 x 4": BeamSearch(),
         "default": default,
     }
-    for width in (1, 2, 4):
+    for width in (1, 2):
         for revisit in (0.05, 0.1, 0.15):
             table[f"width {width}, revisit {revisit}"] = AStar(width=width, revisit_cost=revisit, parallel=1)
     table["default, cost none"] = replace(default, cost="none")
