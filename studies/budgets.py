@@ -135,7 +135,7 @@ def aligned(rows: list[Row], a: tuple[str, float], b: tuple[str, float]) -> Iter
 
 
 def compare(rows: list[Row], a: tuple[str, float], b: tuple[str, float]) -> dict[str, Any]:
-    """a against b: difference of accuracies, ratios of tokens and reward calls, each with its interval."""
+    """a against b: differences of accuracy and reward calls, ratio of tokens, each with its interval."""
     pairs = list(aligned(rows, a, b))
     problems = [x["index"] for x, _ in pairs]
 
@@ -148,7 +148,7 @@ def compare(rows: list[Row], a: tuple[str, float], b: tuple[str, float]) -> dict
         "b": f"{b[0]} {b[1]}",
         "accuracy_difference": of("correct", "difference"),
         "tokens_ratio": of("tokens", "ratio"),
-        "reward_calls_ratio": of("reward_calls", "ratio"),
+        "reward_calls_difference": of("reward_calls", "difference"),
     }
 
 

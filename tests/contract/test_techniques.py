@@ -250,12 +250,11 @@ def test_a_broken_reward_is_named_and_breaks_nothing_else(
     strategy: Strategy, backend: Backend, failure: str, after: int
 ) -> None:
     function, said = FAILURES[failure]
-    recorded = Recorded(FailingReward(function, after))
     healthy = run(execute(strategy, backend))[0]
+    recorded = Recorded(FailingReward(function, min(after, healthy.ledger.reward_calls - 1)))
     if healthy.ledger.reward_calls == 0:
         assert outcome(run(recorded.execute(strategy, backend.branch("ab?")))) == outcome(healthy)
         return
-    assert healthy.ledger.reward_calls > after
     with pytest.raises(RewardError, match=said) as caught:
         run(recorded.execute(strategy, backend.branch("ab?")))
     assert "toy-reward" in str(caught.value)

@@ -1,6 +1,7 @@
 """The search tree is read from a trace as it happened, and nothing the trace mentions is lost."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import bough
 from bough.core import Branch, Capability, Promise, Run, Strategy, TechniqueInfo
@@ -88,6 +89,7 @@ def test_a_trace_without_events_is_its_prompt() -> None:
 
 
 def test_text_that_a_strategy_appends_and_branches_that_it_forks_are_nodes() -> None:
+    @dataclass(frozen=True)
     class Outline(Strategy):
         async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
             one, other = (prompt + "1+").fork(2)

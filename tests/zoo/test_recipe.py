@@ -28,6 +28,7 @@ TINY = Recipe(
 )
 TINY_MEASURED = {
     "log": [{"tokens": 1, "seconds": 1, "loss": 1.0}],
+    "data": {"mix": "all levels"},
     "accuracy": dict.fromkeys(TASKS, {str(level): {"greedy": 0.5, "sampled": 0.25} for level in range(1, 10)}),
 }
 

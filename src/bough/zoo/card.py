@@ -99,7 +99,7 @@ def write_card(name: str, folder: Path) -> None:
         "",
         "## Data",
         "",
-        _DATA[kind].format(**measured.get("data", {})),
+        _DATA[kind].format(**measured["data"]),
         "",
         "## Recipe",
         "",
