@@ -1,6 +1,6 @@
 """A*-decoding's alternatives on validation problems: cost, width, revisits, tie-breaking, speculation.
 
-    python studies/astar.py                    # about five minutes on 2 cores
+    python studies/astar.py                    # about ten minutes on 2 cores
 
 The defaults of `AStar` were chosen from this table, before anything was measured on test problems. Every row is on
 the same problems under the same seed; best-of-16 and the 16-particle filter stand beside them. Finished trials are
