@@ -86,8 +86,8 @@ class _Part:
     key_at: Tensor | None
     biases: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def bias(self, window: int | None, group: int) -> Tensor | None:
-        """What is added to the scores: float32 ``[runs, 1, group * queries, length]``, 0 or -inf (not visible).
+    def bias(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores: ``[runs, 1, group * queries, length]``, 0 or -inf (not visible).
 
         None if everything is visible. Made once per window, used in every layer.
         """
@@ -99,7 +99,8 @@ class _Part:
             if window is not None:
                 hidden |= distance >= window
             hidden = hidden.repeat(1, 1, group, 1)
-            self.biases[window] = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self.biases[window] = zeros.masked_fill_(hidden, -torch.inf)
         return self.biases[window]
 
 
@@ -299,7 +300,7 @@ class TreeAttention:
         # Query heads that share a key head are further queries of it: [runs * kv_heads, group * queries, D].
         grouped = (q if part.rows is None else q.index_select(0, part.rows)).view(runs, queries, kv_heads, group, dim)
         grouped = grouped.permute(0, 2, 3, 1, 4).reshape(runs * kv_heads, group * queries, dim)
-        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), part.bias(spec.window, group), spec)
+        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), part.bias(spec.window, group, q.dtype), spec)
         out = out.view(runs, kv_heads, group, queries, dim).permute(0, 3, 1, 2, 4).reshape(-1, heads, dim)
         lse = lse.view(runs, kv_heads, group, queries).permute(0, 3, 1, 2).reshape(-1, heads)
         return out, lse
