@@ -80,6 +80,14 @@ def test_nano_is_as_good_as_its_card_says(lm: bough.core.Backend, name: str) -> 
     assert abs(right.mean() - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / right.size)  # the same problems
 
 
+def test_the_draft_shares_the_tokenizer_and_is_accepted_more_often_than_not() -> None:
+    tokenizers = [(zoo.path(name) / "tokenizer.json").read_text() for name in ("bough/nano", "bough/nano-draft")]
+    assert tokenizers[0] == tokenizers[1]
+    assert measured("bough/nano-draft")["parameters"] < measured("bough/nano")["parameters"] / 4
+    agreement = measured("bough/nano-draft")["agreement"]
+    assert set(agreement) == set(TASKS) and min(agreement.values()) > 0.5
+
+
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_best_of_n_by_the_reward_rises_with_n(lm: bough.core.Backend, name: str) -> None:
     reward, task = bough.load_reward("bough/nano-prm"), get_task(name)
