@@ -28,9 +28,13 @@ def run_parts(work: Callable[..., Rows], parts: Mapping[str, tuple[Any, ...]], f
         print(f"{len(parts) - len(todo)} of {len(parts)} parts are in {folder} already", flush=True)
     spawn = multiprocessing.get_context("spawn")  # a forked process may hang in torch's thread pool
     with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
-        finished = as_completed([pool.submit(_run_part, item) for item in todo])
-        for done, future in enumerate(finished, start=1):
-            print(f"{future.result()} ({done} of {len(todo)})", flush=True)
+        try:
+            finished = as_completed([pool.submit(_run_part, item) for item in todo])
+            for done, future in enumerate(finished, start=1):
+                print(f"{future.result()} ({done} of {len(todo)})", flush=True)
+        except BaseException:  # say so now, not after the parts that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 

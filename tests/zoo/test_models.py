@@ -91,7 +91,7 @@ def test_the_draft_shares_the_tokenizer_and_is_accepted_more_often_than_not() ->
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_best_of_n_by_the_reward_rises_with_n(lm: bough.core.Backend, name: str) -> None:
     reward, task = bough.load_reward("bough/nano-prm"), get_task(name)
-    problems = [task.problem("test", index) for index in range(60)]
+    problems = [task.problem("test", index) for index in range(100)]
 
     async def scored() -> tuple[list[list[str]], list[Sequence[float]]]:
         drawn = await draw(lm, problems, 16, seed=2)
@@ -105,5 +105,5 @@ def test_best_of_n_by_the_reward_rises_with_n(lm: bough.core.Backend, name: str)
         return float(np.take_along_axis(right.reshape(len(problems), -1, n), chosen[..., None], -1).mean())
 
     shares = {n: best_of(n) for n in (1, 4, 16)}
-    assert shares[1] + 0.05 < shares[4] < shares[16] + 0.03, shares
+    assert shares[1] + 0.1 < shares[4] < shares[16] + 0.02, shares
     assert measured("bough/nano-prm")["auc"][name]["within"] > 0.7

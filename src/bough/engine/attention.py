@@ -10,7 +10,7 @@ by log-sum-exp: with part i giving o_i = softmax(s_i) v_i and l_i = log sum exp 
 which is softmax attention over the union (as in FlashDecoding, and Hydragen: Juravsky et al., 2024).
 
 Every matrix product of a pass has sizes from a short list (`padded`): a CPU's matrix library compiles a kernel for
-each new shape, which takes up to thirty times as long as running it.
+each new shape, which takes many times as long as running it.
 """
 
 from __future__ import annotations

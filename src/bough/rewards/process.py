@@ -195,21 +195,23 @@ class RejectionReward(ProcessReward):
     async def _judge(self, branches: Sequence[Sequence[list[int] | None]], run: Run) -> list[list[float]]:
         found: dict[int | None, float] = {None: 0.0}
         keys = [[None if tokens is None else token_key(0, tokens) for tokens in prefixes] for prefixes in branches]
-        jobs: dict[int, list[list[int]]] = {}  # by what to judge: the prefixes from the last judged one on
+        jobs: dict[int, dict[int, list[int]]] = {}  # by what to judge: the prefixes from the last judged one on
         for prefixes, own in zip(branches, keys, strict=True):
             if own[0] is None:
                 continue  # not even the prompt fits
             found[own[0]] = 1.0
             found.update((key, self._scores[key]) for key in own if key is not None and key in self._scores)
-            fitting = [tokens for tokens in prefixes if tokens is not None]
-            judged = max(i for i in range(len(fitting)) if own[i] in found)
+            fitting = [
+                (k, tokens) for k, tokens in zip(own, prefixes, strict=True) if k is not None and tokens is not None
+            ]
+            judged = max(i for i, (key, _) in enumerate(fitting) if key in found)
             if judged + 1 < len(fitting):
-                jobs[token_key(0, fitting[-1])] = fitting[judged:]
-        for prefixes, kept in zip(jobs.values(), await self._kept(list(jobs.values()), run), strict=True):
-            base = found[token_key(0, prefixes[0])]
-            for tokens, share in zip(prefixes[1:], kept, strict=True):
-                key = token_key(0, tokens)
-                found[key] = self._scores[key] = base * share
+                jobs[fitting[-1][0]] = dict(fitting[judged:])
+        shares = await self._kept([list(prefixes.values()) for prefixes in jobs.values()], run)
+        for prefixes_by_key, kept in zip(jobs.values(), shares, strict=True):
+            base, *new = prefixes_by_key
+            for key, share in zip(new, kept, strict=True):
+                found[key] = self._scores[key] = found[base] * share
         self._forget()
         return [[found[key] for key in own[1:]] for own in keys]
 

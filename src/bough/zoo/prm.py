@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,14 @@ from bough.models import Decoder
 from bough.tasks import TASKS
 
 from .data import BUCKETS
+from .language import RECIPES
 from .marking import Marked, marked_samples
 from .tokenizer import PAD_ID
 from .training import Recipe, fit, hidden_states, logits_of
 
 REJECT_ID = PAD_ID
 LANGUAGE = 0.5  # the weight of next-token prediction beside that of the labels
-RECIPE = Recipe(
-    hidden=256,
-    layers=6,
-    heads=8,
-    kv_heads=4,
-    ffn=768,
-    steps=1300,
-    rate=((20, 1.0), (400, 1.0)),
-    muon_lr=8e-4,
-    adam_lr=6e-4,
-)
+RECIPE = replace(RECIPES["nano"], steps=1300, rate=((20, 1.0), (400, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
 
 
 @dataclass(frozen=True)
