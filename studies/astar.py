@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parts import run_parts
 
 import bough
 from bough.bench import Arm, evaluate, trials
@@ -27,6 +26,7 @@ from bough.core import Strategy
 from bough.rewards import ProcessReward
 from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter
 from bough.tasks import get_task
+from bough.zoo.parts import run_parts
 
 HERE = Path(__file__).parent
 

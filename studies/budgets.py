@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parts import run_parts
 
 import bough
 from bough.bench import Arm, evaluate_async, trials
@@ -40,6 +39,7 @@ from bough.rewards import ProcessReward
 from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter
 from bough.search.vote import winner
 from bough.tasks import Problem, Task, get_task
+from bough.zoo.parts import run_parts
 
 HERE = Path(__file__).parent
 SIZES = (4, 8, 16, 32, 64)  # 1/4 to 4 times the default of 16

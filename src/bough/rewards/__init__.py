@@ -1,7 +1,9 @@
 """Rewards: what tells good branches from bad ones."""
 
 from .formats import ChatTurns, StepEnd, StepFormat, StepLabel, StepReject, StepTag
-from .process import FORMATS, ProcessReward, RejectionReward, from_backend
+from .loading import FORMATS, from_backend
+from .process import ProcessReward
+from .rejection import RejectionReward
 from .verifier import Oracle, Verifier
 
 __all__ = [

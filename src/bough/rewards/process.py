@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from bough.core import Backend, Branch, Capability, InvalidInput, Run, TokenizerLike, UnsupportedError
 from bough.core.noise import token_key
 
-from .formats import AtStepEnd, ChatTurns, StepEnd, StepFormat, StepLabel, StepReject, StepTag, single_token
+from .formats import AtStepEnd, StepFormat, single_token
 
 Aggregate = Literal["last", "min", "prod"]
 
@@ -169,73 +167,6 @@ class ProcessReward:
         return self._same_tokenizer[generator]
 
 
-class RejectionReward(ProcessReward):
-    """Scores a partial solution by the probability that the reward model rejects none of its tokens.
-
-    The model is a causal one with a token that no text has. With p its next-token distribution before the token y_t,
-
-        P(right so far) = product over the tokens y_t of the solution of  p(y_t) / (p(y_t) + p(reject)).
-
-    So a model that knows how a solution goes on knows what to reject, and the score never rises along a path. The
-    products up to earlier steps are remembered: a new step costs one pass over its own tokens.
-    """
-
-    _needs = Capability.SCORE
-
-    format: StepReject
-
-    def _prefixes(self, branch: Branch, run: Run, wanted: slice) -> list[list[int] | None]:
-        """The prompt, and the tokens up to the end of each step, wanted or not: the score is a product over all."""
-        if self._reads_own_tokens(branch, run):
-            prompt = branch.root.tokens
-        else:
-            prompt = self.format.prefix(self._tokenizer, self._question(branch.root), [])
-        return [self._fitting(prompt, branch), *super()._prefixes(branch, run, slice(None))]
-
-    async def _judge(self, branches: Sequence[Sequence[list[int] | None]], run: Run) -> list[list[float]]:
-        found: dict[int | None, float] = {None: 0.0}
-        keys = [[None if tokens is None else token_key(0, tokens) for tokens in prefixes] for prefixes in branches]
-        jobs: dict[int, dict[int, list[int]]] = {}  # by what to judge: the prefixes from the last judged one on
-        for prefixes, own in zip(branches, keys, strict=True):
-            if own[0] is None:
-                continue  # not even the prompt fits
-            found[own[0]] = 1.0
-            found.update((key, self._scores[key]) for key in own if key is not None and key in self._scores)
-            fitting = [
-                (k, tokens) for k, tokens in zip(own, prefixes, strict=True) if k is not None and tokens is not None
-            ]
-            judged = max(i for i, (key, _) in enumerate(fitting) if key in found)
-            if judged + 1 < len(fitting):
-                jobs[fitting[-1][0]] = dict(fitting[judged:])
-        shares = await self._kept([list(prefixes.values()) for prefixes in jobs.values()], run)
-        for prefixes_by_key, kept in zip(jobs.values(), shares, strict=True):
-            base, *new = prefixes_by_key
-            for key, share in zip(new, kept, strict=True):
-                found[key] = self._scores[key] = found[base] * share
-        self._forget()
-        return [[found[key] for key in own[1:]] for own in keys]
-
-    async def _kept(self, jobs: Sequence[list[list[int]]], run: Run) -> list[list[float]]:
-        """For each job, the probability that nothing is rejected from its first prefix to the end of each other."""
-        meter = Run()
-        reject = single_token(self._tokenizer, self.format.reject)
-        futures = [
-            self.backend.submit_score(
-                Branch(self.backend, None, first, token_key(0, first), run=meter), [last[len(first) :]], [reject]
-            )
-            for first, *_, last in jobs
-        ]
-        try:
-            found = [pairs for (pairs,) in await asyncio.gather(*futures)]
-        finally:
-            run.ledger.reward_tokens += meter.ledger.computed_tokens
-        kept = [np.cumprod(self.format.read(self._tokenizer, pairs)) for pairs in found]
-        return [
-            [float(products[len(tokens) - len(first) - 1]) for tokens in rest]
-            for products, (first, *rest) in zip(kept, jobs, strict=True)
-        ]
-
-
 def same_vocabulary(one: TokenizerLike | None, other: TokenizerLike) -> bool:
     """Whether two tokenizers give every id the same meaning."""
     if one is other:
@@ -250,68 +181,3 @@ def _bytes(tokenizer: TokenizerLike, token: int) -> bytes | None:
         return tokenizer.token_bytes(token)
     except InvalidInput:  # an id that the vocabulary skips
         return None
-
-
-def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) -> ProcessReward:
-    """A process reward from a backend and its checkpoint's ``config.json``.
-
-    The format follows from the architecture (``...ForTokenClassification``, ``...ForProcessRewardModel``), or from
-    the settings under the config's ``process_reward`` key, or from the overrides, which come first.
-
-    Args:
-        backend: runs the reward model.
-        config: its ``config.json``.
-        overrides: ``format`` ("step-end", "step-tag", "chat-turns", "step-label" or "step-reject", see
-            `bough.rewards.formats`) with that format's settings (``good``, ``bad``, ``label``, ``system``,
-            ``reject``, and ``step_tag`` for its ``tag``), and `ProcessReward`'s ``aggregate``, ``question``
-            and ``memory``. Without ``format``, a ``reject`` means "step-reject", a ``step_tag`` that is only
-            whitespace is one that ends a step anyway, and any other is inserted after each step.
-
-    Raises:
-        UnsupportedError: the checkpoint does not say how it is asked, and neither do the overrides.
-        InvalidInput: an unknown format or setting.
-    """
-    settings = {**config.get("process_reward", {}), **overrides}
-    options = {name: settings.pop(name) for name in ("aggregate", "question", "memory") if name in settings}
-    if "step_tag" in settings:
-        settings["tag"] = settings.pop("step_tag")
-    name = settings.pop("format", None) or _format_name(backend, config, settings)
-    if name not in FORMATS:
-        raise InvalidInput(f"format={name!r} is not one of {', '.join(FORMATS)}")
-    known = {field.name for field in fields(FORMATS[name])}
-    if unknown := sorted(set(settings) - known):
-        raise InvalidInput(f"format {name!r} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    format: StepFormat = FORMATS[name](**settings)
-    reward = (RejectionReward if isinstance(format, StepReject) else ProcessReward)(backend, format, **options)
-    # What the format needs of the tokenizer had better be missed now than after the first step.
-    texts = [getattr(format, name, None) for name in ("tag", "good", "bad", "reject")]
-    for text in texts:
-        if text is not None:
-            assert backend.tokenizer is not None
-            single_token(backend.tokenizer, text)
-    return reward
-
-
-FORMATS: dict[str, type[Any]] = {
-    "step-end": StepEnd,
-    "step-tag": StepTag,
-    "chat-turns": ChatTurns,
-    "step-label": StepLabel,
-    "step-reject": StepReject,
-}
-
-
-def _format_name(backend: Backend, config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    architecture = next(iter(config.get("architectures") or ()), "")
-    if architecture.endswith(("ForTokenClassification", "ForProcessRewardModel")):
-        return "step-label"
-    if "reject" in settings:
-        return "step-reject"
-    tag = settings.get("tag")
-    if tag is None:
-        raise UnsupportedError(
-            f"{backend.name} ({architecture or 'no architecture'}) does not say how a process reward is read from "
-            "it: its config.json has no process_reward key. Give step_tag='ки' for Math-Shepherd's format, "
-            "format='chat-turns' for RLHFlow's, or step_tag='\\n' where the score stands at the end of a line"
-        )
-    return "step-end" if not str(tag).strip() else "step-tag"

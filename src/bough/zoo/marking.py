@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from bough.models import load_decoder
 from bough.tasks import TASKS, Problem
 
+from .parts import run_parts
 from .sampling import sample_problems
 from .tokenizer import BOS_ID
 
@@ -78,31 +75,21 @@ def marked_samples(
 
     What is drawn is kept under build: a call that was interrupted goes on where it stopped.
     """
-    build.mkdir(parents=True, exist_ok=True)
     chunks = [
         Chunk(split, task, start, min(_CHUNK, count - start))
         for split, count in problems.items()
         for start in range(0, count, _CHUNK)
         for task in TASKS
     ]
-    todo = [(policy, tokenizer.to_str(), build, chunk) for chunk in chunks if not _file(build, chunk).exists()]
-    context = multiprocessing.get_context("spawn")  # a forked process may hang in torch's thread pool
-    with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
-        for done, line in enumerate(pool.map(_draw_chunk, todo), start=1):
-            print(f"{line} ({done} of {len(todo)})", flush=True)
+    drawn = run_parts(_draw_chunk, {str(chunk): (policy, tokenizer.to_str(), chunk) for chunk in chunks}, build)
     found: dict[str, list[Marked]] = {split: [] for split in problems}
     for chunk in chunks:
-        rows = json.loads(_file(build, chunk).read_text())
-        found[chunk.split] += [Marked(tuple(problem), *rest) for problem, *rest in rows]
+        found[chunk.split] += [Marked(tuple(problem), *rest) for problem, *rest in drawn[str(chunk)]]
     return found
 
 
-def _file(build: Path, chunk: Chunk) -> Path:
-    return build / f"{chunk}.json"
-
-
-def _draw_chunk(work: tuple[Path, str, Path, Chunk]) -> str:
-    policy, tokenizer_json, build, chunk = work
+def _draw_chunk(policy: Path, tokenizer_json: str, chunk: Chunk) -> list[tuple[Any, ...]]:
+    """The fields of each `Marked` of a chunk."""
     tokenizer, task = Tokenizer.from_str(tokenizer_json), TASKS[chunk.task]
     share = NEIGHBOURS if chunk.split == "train" else 0.0
     around = [level for level in task.levels if abs(level - task.default_level) <= 1]
@@ -115,8 +102,5 @@ def _draw_chunk(work: tuple[Path, str, Path, Chunk]) -> str:
     for seed, (temperature, n) in enumerate(SAMPLES.items()):
         completions = sample_problems(decoder, tokenizer, problems, n, temperature, seed)
         for problem, texts in zip(problems, completions, strict=True):
-            rows += marked(tokenizer, [problem] * n, texts)
-    scratch = _file(build, chunk).with_suffix(".part")
-    scratch.write_text(json.dumps([astuple(row) for row in rows], separators=(",", ":")))
-    scratch.replace(_file(build, chunk))
-    return f"{chunk.split}: samples of {chunk.count} {chunk.task} problems"
+            rows += [astuple(row) for row in marked(tokenizer, [problem] * n, texts)]
+    return rows

@@ -1,4 +1,4 @@
-"""Runs a study's parts over one process per core, each with one thread, and keeps what is finished.
+"""Runs the parts of a long job over one process per core, each with one thread, and keeps what is finished.
 
 Small models are bound by Python, so that two processes with one thread each do more than one with two.
 """
@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-Rows = list[dict[str, Any]]
 
+def run_parts(work: Callable[..., Any], parts: Mapping[str, tuple[Any, ...]], folder: Path) -> dict[str, Any]:
+    """``work(*arguments)``, as JSON, for every part; one whose file is in the folder already is read from it.
 
-def run_parts(work: Callable[..., Rows], parts: Mapping[str, tuple[Any, ...]], folder: Path) -> dict[str, Rows]:
-    """``work(*arguments)`` for every part; a part whose file is in the folder already is read from it."""
+    ``work`` is a function that other processes can import, and the arguments are what can be pickled.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.json" for name in parts}
     todo = [(work, arguments, files[name]) for name, arguments in parts.items() if not files[name].exists()]
@@ -38,11 +39,11 @@ def run_parts(work: Callable[..., Rows], parts: Mapping[str, tuple[Any, ...]], f
     return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 
-def _run_part(item: tuple[Callable[..., Rows], tuple[Any, ...], Path]) -> str:
+def _run_part(item: tuple[Callable[..., Any], tuple[Any, ...], Path]) -> str:
     work, arguments, file = item
     started = time.perf_counter()
-    rows = work(*arguments)
+    found = work(*arguments)
     scratch = file.with_suffix(".part")
-    scratch.write_text(json.dumps(rows))
+    scratch.write_text(json.dumps(found, separators=(",", ":")))
     scratch.replace(file)
     return f"{file.stem} took {time.perf_counter() - started:.0f} s"
