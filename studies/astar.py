@@ -1,6 +1,6 @@
-"""A*-decoding's alternatives on validation problems: cost, width, revisits, tie-breaking, speculation.
+"""A*-decoding's alternatives on validation problems: price of drawing again, width, cost, ties, speculation.
 
-    python studies/astar.py                    # about ten minutes on 2 cores
+    python studies/astar.py                    # about a quarter of an hour on 2 cores
 
 The defaults of `AStar` were chosen from this table, before anything was measured on test problems. Every row is on
 the same problems under the same seed; best-of-16 and the 16-particle filter stand beside them. Finished trials are
@@ -25,10 +25,35 @@ from bough.bench.stats import accuracy
 from bough.core import Strategy
 from bough.rewards import ProcessReward
 from bough.search import AStar, BeamSearch, BestOfN, ParticleFilter
+from bough.search.astar import Node
 from bough.tasks import get_task
 from bough.zoo.parts import run_parts
 
 HERE = Path(__file__).parent
+
+
+class PricedByDraws(AStar):
+    """Every draw costs the same, new or not."""
+
+    def price(self, node: Node) -> float:
+        """Cost times draws."""
+        return self.revisit_cost * node.drawn
+
+
+class PricedByNext(AStar):
+    """The next new child costs the draws that it takes, however many there were before."""
+
+    def price(self, node: Node) -> float:
+        """Cost times expected draws."""
+        return self.revisit_cost / (1 - node.explored)
+
+
+class PricedByDrawsAndNext(AStar):
+    """As the default, but a repeated child counts too."""
+
+    def price(self, node: Node) -> float:
+        """Cost times draws times expected draws."""
+        return self.revisit_cost * node.drawn / (1 - node.explored)
 
 
 def alternatives() -> dict[str, Strategy]:
@@ -40,10 +65,18 @@ def alternatives() -> dict[str, Strategy]:
         "beam 4 x 4": BeamSearch(),
         "default": default,
     }
-    for width in (1, 2):
-        for revisit in (0.05, 0.1, 0.15):
-            table[f"width {width}, revisit {revisit}"] = AStar(width=width, revisit_cost=revisit, parallel=1)
+    for revisit in (0.01, 0.03):
+        table[f"default, revisit {revisit}"] = replace(default, revisit_cost=revisit)
+    table["default, width 2"] = replace(default, width=2)
+    for what, priced, costs in (
+        ("draws", PricedByDraws, (0.05, 0.1)),
+        ("1 / U", PricedByNext, (0.03, 0.1)),
+        ("draws / U", PricedByDrawsAndNext, (0.005, 0.01)),
+    ):
+        for revisit in costs:
+            table[f"price {what}, revisit {revisit}"] = priced(revisit_cost=revisit)
     table["default, cost none"] = replace(default, cost="none")
+    table["default, cost deterioration"] = replace(default, cost="deterioration")
     table["default, ties by reward"] = replace(default, tie_break="reward")
     for parallel, doubt in ((1, 1.0), (4, 0.0)):
         table[f"default, {parallel} at once above doubt {doubt}"] = replace(default, parallel=parallel, doubt=doubt)
@@ -75,7 +108,7 @@ def main() -> None:
     """Run, print, and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "stories"])
-    parser.add_argument("--problems", type=int, default=100)
+    parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--model", default="bough/nano")
     parser.add_argument("--reward", default="bough/nano-prm")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "astar.csv")

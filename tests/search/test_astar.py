@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from bough.core import Answer, Branch, Budget, FreeText, InvalidInput, RewardError, Run, run
 from bough.search import AStar
-from bough.search.astar import _Node
+from bough.search.astar import Node
 from toy import EOS, SYMBOLS, ToyBackend, ToyReward, judged, solutions, toy_model
 
 PROMPT = "ab?"
@@ -185,7 +186,7 @@ def test_with_all_continuations_drawn_it_finds_the_least_of_all_solutions_there_
     parallel=st.integers(2, 8),
     doubt=st.sampled_from([0.0, 0.3, 0.7]),
     cost=st.sampled_from(["deterioration", "worst"]),
-    revisit_cost=st.sampled_from([0.05, 0.3, NEVER]),
+    revisit_cost=st.sampled_from([0.02, 0.2, NEVER]),
     score=st.sampled_from([judged, coarse]),
 )
 @example(
@@ -214,7 +215,7 @@ def test_nodes_of_equal_f_come_in_the_order_of_the_tie_break(tie_break: Any, ord
     def child(parent: Any, h: float, index: int) -> Any:
         return strategy._child(parent, root, h, index, False)
 
-    start = _Node(root, depth=0, h=0.0, f=0.0, path=(), key=(0.0,))
+    start = Node(root, depth=0, h=0.0, f=0.0, born=0.0, path=(), key=(0.0,))
     doubted = child(start, 0.5, 0)
     nodes = {"x": child(doubted, 0.4, 0), "p": child(doubted, 0.3, 1)}
     nodes["p1"] = child(nodes["p"], 0.5, 0)
@@ -335,6 +336,33 @@ def test_a_small_cost_of_drawing_again_widens_where_children_disappoint() -> Non
     assert draws(0.2, disappointing) > 2
     assert draws(NEVER, disappointing) == 1
     assert draws(0.2, lambda tokens: 0.95) == 1
+
+
+def test_drawing_again_costs_what_a_new_child_takes() -> None:
+    """When a node is expanded again, its f has risen by cost x different children / unexplored probability."""
+    compared = 0
+    for seed in range(20):
+        found = search(AStar(width=2, revisit_cost=0.03, parallel=1), seed=seed)
+        born: dict[str, float] = {}
+        children: dict[str, dict[str, float]] = {}
+        for event in found.events:
+            if event.kind == "sampled":
+                probability = math.exp(sum(sample_logprob for *_, sample_logprob in event.tokens))
+                children.setdefault(event.parent, {})[event.text] = probability
+            elif event.kind == "expanded" and event.node in born:
+                drawn = children[event.node]
+                price = 0.03 * len(drawn) / (1 - sum(drawn.values()))
+                assert event.f == pytest.approx(born[event.node] + price, rel=1e-4)
+                compared += 1
+            elif event.kind == "expanded":
+                born[event.node] = event.f
+    assert compared > 20
+
+
+def test_a_node_whose_children_are_all_known_is_not_expanded_again() -> None:
+    """With one token to choose from at a time, a state has one child, of probability 1."""
+    found = search(AStar(width=1, top_p=1e-6, revisit_cost=0.001), lambda tokens: 0.01, task=Rare())
+    assert max(Counter(event.node for event in found.expanded).values()) == 1
 
 
 # Its ends ------------------------------------------------------------------------------------------------------

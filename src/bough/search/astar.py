@@ -23,10 +23,19 @@ instead of the sum of its rises, f(s') = max(f(s), h(s')) (pathmax, Mero 1984): 
 ``cost="none"``, f = h: greedy best-first search, which forgives everything and is not consistent.
 
 Drawing again. A node has not only the children that were drawn but all that could be. After an expansion it goes
-back to the frontier with ``revisit_cost`` added to its f for each continuation that was drawn: when everything else
-looks worse by more than that, the node is sampled again, for another ``width`` continuations. Small costs spend
-tokens where the search is in doubt and so allow a small width; a large one leaves it to a frontier that has nothing
-else. A larger width takes fewer passes, one after the other, and more tokens.
+back to the frontier at a higher f, and when everything else looks worse, it is sampled again, for another ``width``
+continuations. What it costs to find something new there is known: the children drawn so far have log-probabilities,
+so with U = 1 - sum of p(child) over the different ones, a draw is new with probability U, and the next new child
+takes 1 / U draws on average. And with each alternative that was found the next is less likely to be the one that
+was missing. So a node with n different children waits at
+
+    f + revisit_cost * n / U.
+
+Where the model is all but sure of a step, U is small and the node is left alone until there is little else; where
+it has many things to say, drawing again is cheap. A repeated child, which says nothing new, changes nothing; where
+U = 0, as at temperature 0, there is nothing to come back for. The price follows from the node's own draws alone,
+whatever else the search does. Small costs spend tokens where the search is in doubt; a large one leaves a node to a
+frontier that has nothing else. A larger width takes fewer passes, one after the other, and more tokens.
 
 Ties are common: while the reward only rises, f stays the same. ``tie_break="path"`` orders nodes of equal f like
 a depth-first walk that visits siblings in order of reward: first the whole subtree of the better one. A node comes
@@ -52,33 +61,45 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, Promise, Run, technique
+from bough.core import Branch, Branches, BudgetExhausted, Capability, InvalidInput, Promise, Run, technique
 
 from .steps import StepSearch, answered, cancel, judge, require_positive, require_probabilities
 
 Cost = Literal["deterioration", "worst", "none"]
 TieBreak = Literal["path", "deepest", "reward"]
 
+# A node of which no more than this is unexplored has no other children: what is left is rounding.
+_LEAST = 1e-5
+
 
 @dataclass(eq=False)
-class _Node:
-    """A state: its costs, its place in the frontier, and what was drawn below it so far."""
+class Node:
+    """A state: its costs, its place in the frontier, and what was drawn below it so far.
+
+    Its f is the one it was `born` with until it is expanded, and then the price of drawing again is added. The
+    children drawn so far have the probability `explored`, those who are the same counted once.
+    """
 
     branch: Branch
     depth: int
     h: float
     f: float
+    born: float
     path: tuple[tuple[float, int], ...]  # (h, index among siblings) from the first step on
     key: tuple[Any, ...]
     goal: bool = False
     drawn: int = 0
+    explored: float = 0.0
     children: set[tuple[int, ...]] = field(default_factory=set)
 
-    def __lt__(self, other: _Node) -> bool:
+    def __lt__(self, other: Node) -> bool:
         return self.key < other.key
 
 
-@technique("astar", paper="arXiv:2505.13672", promise=Promise.APPROXIMATE, needs_reward=True)
+@technique(
+    "astar", paper="arXiv:2505.13672", promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.LOGPROBS), needs_reward=True,
+)  # fmt: skip
 @dataclass(frozen=True)
 class AStar(StepSearch):
     """Continue the partial solution whose process reward has deteriorated least; stop at the first goal.
@@ -92,7 +113,7 @@ class AStar(StepSearch):
         doubt: the next node is expanded while others are in flight only if these are all wrong with at least this
             probability (the product of their h); 0 always fills up to ``parallel``.
         cost: how f follows from h: its "deterioration" along the path, the "worst" on it, or "none" of the past.
-        revisit_cost: what each continuation drawn from a node adds to its f; it then waits to be sampled again.
+        revisit_cost: what a draw that may be new adds to the f of a node that was expanded before, as above.
         tie_break: order among nodes of equal f: "path" as above; "deepest" first, then by reward; by "reward",
             then deepest. With all but "path", and with cost="none", the result of a parallel search depends on
             the order in which expansions complete.
@@ -103,7 +124,7 @@ class AStar(StepSearch):
     parallel: int = 4
     doubt: float = 0.9
     cost: Cost = "worst"
-    revisit_cost: float = 0.1
+    revisit_cost: float = 0.02
     tie_break: TieBreak = "path"
     max_expansions: int = 256
 
@@ -119,8 +140,8 @@ class AStar(StepSearch):
             raise InvalidInput(f"revisit_cost={self.revisit_cost} must be a positive number; 9 is practically never")
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
-        frontier = [_Node(prompt, depth=0, h=0.0, f=0.0, path=(), key=(0.0,))]
-        in_flight: dict[asyncio.Task[list[_Node]], _Node] = {}
+        frontier = [Node(prompt, depth=0, h=0.0, f=0.0, born=0.0, path=(), key=(0.0,))]
+        in_flight: dict[asyncio.Task[list[Node]], Node] = {}
         started = 0
         try:
             while True:
@@ -144,8 +165,8 @@ class AStar(StepSearch):
                     for child in task.result():
                         heapq.heappush(frontier, child)
                     node = in_flight.pop(task)
-                    if self.temperature > 0:
-                        node.f += self.revisit_cost * self.width
+                    if 1 - node.explored > _LEAST:
+                        node.f = node.born + self.price(node)
                         node.key = (node.f, *node.key[1:])
                         heapq.heappush(frontier, node)
         except BudgetExhausted:
@@ -157,10 +178,14 @@ class AStar(StepSearch):
             if run.best is None and partial:
                 run.propose(min(partial, key=lambda node: (node.f, -node.depth, node.path)).branch)
 
-    def _may_speculate(self, ahead: Collection[_Node]) -> bool:
+    def price(self, node: Node) -> float:
+        """What is added to the f of a node that was expanded, until it is expanded again."""
+        return self.revisit_cost * len(node.children) / (1 - node.explored)
+
+    def _may_speculate(self, ahead: Collection[Node]) -> bool:
         return len(ahead) < self.parallel and math.prod(node.h for node in ahead) >= self.doubt
 
-    async def _expand(self, node: _Node, run: Run) -> list[_Node]:
+    async def _expand(self, node: Node, run: Run) -> list[Node]:
         """The new distinct children of a node, judged."""
         run.expanded(node.branch, node.f - node.h, node.h, node.f)
         first, width = node.drawn, self.width if self.temperature > 0 else 1
@@ -169,10 +194,13 @@ class AStar(StepSearch):
         for index, branch in enumerate(
             await self.draw_steps(Branches([node.branch] * width), run, first=first), start=first
         ):
-            whole = run.is_solution(branch)
             if branch.appended in node.children:
                 run.pruned(branch, "a sibling took the same step")
-            elif whole and not answered(branch, run):
+                continue
+            node.children.add(branch.appended)
+            node.explored += math.exp(branch.sample_logprobs.sum())
+            whole = run.is_solution(branch)
+            if whole and not answered(branch, run):
                 run.propose(branch)  # unscored: better than nothing
                 run.pruned(branch, "it ended without an answer")
             elif not whole and node.depth + 1 == self.max_steps:
@@ -180,7 +208,6 @@ class AStar(StepSearch):
                 run.pruned(branch, f"it is unfinished after {self.max_steps} steps")
             else:
                 children.append((index, branch, whole))
-            node.children.add(branch.appended)
         scores = await judge([branch for _, branch, _ in children], run)
         require_probabilities(scores, self.info.name)
         return [
@@ -188,7 +215,7 @@ class AStar(StepSearch):
             for (index, branch, whole), score in zip(children, scores, strict=True)
         ]
 
-    def _child(self, node: _Node, branch: Branch, h: float, index: int, goal: bool) -> _Node:
+    def _child(self, node: Node, branch: Branch, h: float, index: int, goal: bool) -> Node:
         depth, path = node.depth + 1, (*node.path, (h, index))
         f = {"deterioration": node.f + max(0.0, h - node.h), "worst": max(node.f, h), "none": h}[self.cost]
         tie: dict[TieBreak, tuple[Any, ...]] = {
@@ -196,4 +223,4 @@ class AStar(StepSearch):
             "deepest": (-depth, h, path),
             "reward": (h, -depth, path),
         }
-        return _Node(branch, depth, h, f, path, (f, *tie[self.tie_break]), goal)
+        return Node(branch, depth, h, f, f, path, (f, *tie[self.tie_break]), goal)
