@@ -1,4 +1,4 @@
-"""The engine: submit -> schedule -> run -> sample -> deliver, a loop in a thread of its own.
+"""The engine: submit -> schedule -> run -> sample -> deliver, a loop in the thread of its device's driver.
 
 Work comes as *stems* and *rows*. A stem is a prefix whose next-token logits somebody waits for; a row is one child
 being drawn. A row begins as a consumer of the stem of its parent; when the stem has been computed the row draws its
@@ -15,7 +15,6 @@ before anything attends, so sequences of one pass can already share it, and no p
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +42,7 @@ from bough.core import (
 from bough.models import Decoder
 
 from .attention import QueryRun, TreeAttention, padded
+from .driver import Driver
 from .pool import Pool
 from .radix import Node, RadixTree
 from .sampler import Drawing, draw
@@ -264,7 +264,7 @@ class _Pass:
 
 
 class Engine:
-    """Executes rows and stems on one decoder. Everything but `submit`, `cancel` and `close` runs in its thread.
+    """Executes rows and stems on one decoder, in its driver's thread; `submit`, `settle` and `close` are for others.
 
     Args:
         decoder: the model.
@@ -304,14 +304,14 @@ class Engine:
         self._spoiled = False
         self._cancelled = False
         self._released: deque[Node] = deque()
-        self._inbox: queue.SimpleQueue[Stem | Consumer | threading.Event | None] = queue.SimpleQueue()
+        self._settling: list[threading.Event] = []
         self._outbox: dict[
             asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, BaseException | None]]
         ] = {}
         self._closed = False
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="bough-engine", daemon=True)
-        self._thread.start()
+        self._driver = Driver.of(self.device)
+        self._driver.run(self)
 
     # From any thread ---------------------------------------------------------------------------------------
 
@@ -323,11 +323,11 @@ class Engine:
             for stem in stems:
                 for consumer in stem.consumers():
                     consumer.future.add_done_callback(partial(self._notice, consumer))
-                self._inbox.put(stem)
+                self._driver.post(self, stem)
 
     def _notice(self, consumer: Consumer, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
-            self._inbox.put(consumer)
+            self._driver.post(self, consumer)
 
     def close(self) -> None:
         """Stop; what is pending fails with `EngineClosed`."""
@@ -335,52 +335,56 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        if self._driver.end(self):
             self.pool.release()  # now, not when the last reference to the engine is found to be gone
 
     def settle(self) -> None:
         """Wait until everything submitted before is done."""
         done = threading.Event()
-        self._inbox.put(done)
+        self._driver.post(self, done)
         done.wait()
 
-    # The loop ----------------------------------------------------------------------------------------------
+    # From the driver's thread ------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        with torch.inference_mode():
-            waiters: list[threading.Event] = []
-            while True:
-                busy = bool(self._running or self._waiting)
-                if not busy:
-                    self._count_leases()
-                    for waiter in waiters:
-                        waiter.set()
-                    waiters.clear()
-                try:
-                    item = self._inbox.get(block=not busy)
-                    while True:
-                        if item is None:
-                            self._fail_all(EngineClosed("the engine was closed"))
-                            for waiter in waiters:
-                                waiter.set()
-                            return
-                        if isinstance(item, threading.Event):
-                            waiters.append(item)
-                        elif isinstance(item, Stem):
-                            self._enqueue(item)
-                        else:
-                            self._cancelled = True
-                        item = self._inbox.get_nowait()
-                except queue.Empty:
-                    pass
-                try:
-                    self._step()
-                except Exception as error:  # a bug or a failing device: the work at hand is lost, the engine goes on
-                    self._fail_all(error)
-                    self._reset()
-                self._flush()
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits to run."""
+        return bool(self._running or self._waiting)
+
+    def receive(self, item: Stem | Consumer | threading.Event) -> None:
+        """Take a stem, a consumer that was cancelled, or somebody who waits until everything is done."""
+        if isinstance(item, Stem):
+            self._enqueue(item)
+        elif isinstance(item, threading.Event):
+            self._settling.append(item)
+        else:
+            self._cancelled = True
+
+    def step(self) -> None:
+        """One pass, and the delivery of what it finished."""
+        try:
+            self._drop_cancelled()
+            self._enforce_budgets()
+            self._work = self._schedule()
+            if self._work.runs:
+                self._run(self._work)
+            self._work = _Pass()
+        except Exception as error:  # a bug or a failing device: the work at hand is lost, the engine goes on
+            self._fail_all(error)
+            self._reset()
+        self._flush()
+
+    def rest(self) -> None:
+        """Nothing is left to do."""
+        self._count_leases()
+        for waiter in self._settling:
+            waiter.set()
+        self._settling.clear()
+
+    def end(self) -> None:
+        """Fail what is pending."""
+        self._fail_all(EngineClosed("the engine was closed"))
+        self.rest()
 
     def _enqueue(self, stem: Stem) -> None:
         key = stem.tokens.tobytes()
@@ -393,14 +397,6 @@ class Engine:
         self._waiting.append(stem)
         if not stem.wholes:
             self._stems[key] = stem
-
-    def _step(self) -> None:
-        self._drop_cancelled()
-        self._enforce_budgets()
-        self._work = self._schedule()
-        if self._work.runs:
-            self._run(self._work)
-        self._work = _Pass()
 
     # Schedule ----------------------------------------------------------------------------------------------
 
