@@ -86,21 +86,21 @@ class _Part:
     key_at: Tensor | None
     biases: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def bias(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores: ``[runs, 1, group * queries, length]``, 0 or -inf (not visible).
+    def bias(self, window: int | None, kv_heads: int, group: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores: ``[runs * kv_heads, group * queries, length]``, 0 or -inf (not visible).
 
         None if everything is visible. Made once per window, used in every layer.
         """
         if self.query_at is None or self.key_at is None:
             return None
         if window not in self.biases:
-            distance = self.query_at[:, None, :, None] - self.key_at[:, None, None, :]
+            distance = self.query_at[:, :, None] - self.key_at[:, None, :]
             hidden = distance < 0
             if window is not None:
                 hidden |= distance >= window
-            hidden = hidden.repeat(1, 1, group, 1)
             zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self.biases[window] = zeros.masked_fill_(hidden, -torch.inf)
+            bias = zeros.masked_fill_(hidden, -torch.inf).repeat(1, group, 1)
+            self.biases[window] = bias.repeat_interleave(kv_heads, 0)
         return self.biases[window]
 
 
@@ -300,7 +300,8 @@ class TreeAttention:
         # Query heads that share a key head are further queries of it: [runs * kv_heads, group * queries, D].
         grouped = (q if part.rows is None else q.index_select(0, part.rows)).view(runs, queries, kv_heads, group, dim)
         grouped = grouped.permute(0, 2, 3, 1, 4).reshape(runs * kv_heads, group * queries, dim)
-        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), part.bias(spec.window, group, q.dtype), spec)
+        bias = part.bias(spec.window, kv_heads, group, q.dtype)
+        out, lse = _softmax_attention(grouped, keyed(0), keyed(1), bias, spec)
         out = out.view(runs, kv_heads, group, queries, dim).permute(0, 3, 1, 2, 4).reshape(-1, heads, dim)
         lse = lse.view(runs, kv_heads, group, queries).permute(0, 3, 1, 2).reshape(-1, heads)
         return out, lse
@@ -316,21 +317,27 @@ def _softmax_attention(
 ) -> tuple[Tensor, Tensor]:
     """``q [B, N, D]``, ``k, v [B, L, D]`` -> out ``[B, N, D]`` and log-sum-exp ``[B, N]`` in float32.
 
-    The bias is ``[B', 1, N, L]`` with B a multiple of B'. Plain products beat torch's fused attention on a CPU here:
-    two to five times where each run has one query and a mask, and still where many queries share their keys. The
-    log-sum-exp is read off the softmax: the largest score s has the weight p = exp(s - lse). A query that sees
-    nothing has output 0 and log-sum-exp -inf: no weight in a merge.
+    The bias is ``[B, N, L]``, 0 or -inf. Plain products beat torch's fused attention on a CPU here: two to five
+    times where each run has one query and a mask, and still where many queries share their keys. The log-sum-exp is
+    read off the softmax: a score s has the weight p = exp(s - lse), so the first key's is enough where it is visible
+    and its weight no denormal number. A query that sees nothing has output 0 and log-sum-exp -inf: no weight in a
+    merge.
     """
-    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=spec.scale)
+    base, beta = (q.new_zeros(1), 0) if bias is None or spec.softcap is not None else (bias, 1)
+    scores = torch.baddbmm(base, q, k.transpose(1, 2), beta=beta, alpha=spec.scale)
     if spec.softcap is not None:
         scores = torch.tanh(scores / spec.softcap).mul_(spec.softcap)
-    if bias is not None:
-        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
-    top = scores.amax(-1).float()
+        if bias is not None:
+            scores.add_(bias)
     weights = scores.softmax(-1)
-    lse = top - weights.amax(-1).float().log()
-    out = torch.bmm(weights, v)
-    if bias is not None:
+    out = torch.bmm(weights, v).float()
+    first = weights[..., 0].float()
+    lse = scores[..., 0].float() - first.log()
+    # The largest weight has no such limits but takes two more passes over the scores; a GPU is faster at that than
+    # at answering a question.
+    if q.is_cuda or not (first >= torch.finfo(q.dtype).tiny).all():
+        top = scores.amax(-1).float()
+        lse = top - weights.amax(-1).float().log()
         blind = top == -torch.inf
         out, lse = out.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -torch.inf)
-    return out.float(), lse
+    return out, lse
