@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "stories"])
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--curve", type=int, default=60, help="problems for the sizes that are not compared")
+    parser.add_argument("--curve", type=int, default=100, help="problems for the sizes that are not compared")
     parser.add_argument("--model", default="bough/nano")
     parser.add_argument("--reward", default="bough/nano-prm")
     parser.add_argument("--concurrency", type=int, default=32)

@@ -82,7 +82,12 @@ class Driver:
             ended.set()
 
         self._inbox.put(end)
-        return threading.current_thread() is not self._thread and ended.wait()
+        return not self.is_current and ended.wait()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is the driver's thread that asks."""
+        return threading.current_thread() is self._thread
 
     def _run(self) -> None:
         with torch.inference_mode():

@@ -38,6 +38,7 @@ from bough.core import (
     OnToken,
     SampleSpec,
     Stop,
+    UnsupportedError,
 )  # fmt: skip
 from bough.models import Decoder
 
@@ -317,6 +318,8 @@ class Engine:
 
     def submit(self, stems: Iterable[Stem]) -> None:
         """Queue stems; their consumers' futures resolve in the loops that made them."""
+        if self._driver.is_current:  # whoever waited there would wait for ever
+            raise UnsupportedError("a stop or token callback runs within a pass and cannot ask a model for anything")
         with self._lock:
             if self._closed:
                 raise EngineClosed("the engine is closed; load the model again")
