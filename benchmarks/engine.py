@@ -3,7 +3,7 @@
 The work: 64 branches of 64 tokens each from one prompt of 1,024 tokens, prefill included, temperature 1.
 `transformers` runs `generate(num_return_sequences=64)`, which computes the prompt once for every branch.
 
-    python benchmarks/engine.py                    # both models; about 15 minutes on 2 cores
+    python benchmarks/engine.py                    # both models; about 20 minutes on 2 cores
     python benchmarks/engine.py --models nano
 
 Each repetition runs both, one after the other and each in a process of its own, where the other's threads do not
