@@ -140,11 +140,14 @@ def test_another_seed_gives_other_samples_unless_it_draws_none(strategy: Strateg
 
 @pytest.mark.parametrize("limit", ["tokens", "passes", "reward_calls"])
 def test_it_never_spends_more_than_its_budget(strategy: Strategy, backend: Backend, limit: str) -> None:
-    free = getattr(run(execute(strategy, backend))[0].ledger, limit)
+    unlimited, _ = run(execute(strategy, backend))
+    free = getattr(unlimited.ledger, limit)
     for allowed in sorted({1, 2, 3, 5, 8, max(1, free // 2), max(1, free - 1)}):
         answer, recorded = run(execute(strategy, backend, budget=Budget(**{limit: allowed})))
         assert getattr(answer.ledger, limit) <= allowed
-        if allowed < free:
+        # What happens to arrive together shares passes, so it may be done within fewer than it took before.
+        done = limit == "passes" and answer.stopped_by is None and outcome(answer) == outcome(unlimited)
+        if allowed < free and not done:
             assert answer.stopped_by is not None and limit in answer.stopped_by
         check_best_so_far(answer, recorded)
     assert idle(backend)

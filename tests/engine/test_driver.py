@@ -6,12 +6,15 @@ import asyncio
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 import bough.core as core
 from bough.core import Stop
 from bough.engine import NativeBackend
+from bough.engine.driver import Driver
 from tiny import tiny_decoder, tiny_lm
 
 PROMPT = "one thread"
@@ -33,6 +36,51 @@ def test_engines_share_one_thread_and_give_what_they_give_alone() -> None:
         assert tuple(together) == alone
         assert alone[0] != alone[1]
         assert sum(thread.name == "bough-engine" for thread in threading.enumerate()) == 1
+
+
+class Idle:
+    """An engine that never has anything to do."""
+
+    busy = False
+    received = 0
+
+    def receive(self, item: object) -> None:
+        self.received += 1
+
+    def step(self) -> None: ...
+    def rest(self) -> None: ...
+    def end(self) -> None: ...
+
+
+def test_the_thread_ends_with_its_last_engine_and_another_begins_with_the_next() -> None:
+    device = torch.device("meta")  # nobody else's
+    for _ in range(200):
+        first, second = Idle(), Idle()
+        driver = Driver.start(first, device)
+        assert Driver.start(second, device) is driver
+        assert driver.end(first) and driver._thread.is_alive()
+        driver.post(second, None)
+        assert driver.end(second) and second.received == 1
+        driver._thread.join(timeout=10)
+        assert not driver._thread.is_alive() and device not in Driver._drivers
+
+
+def test_engines_come_and_go_at_the_same_time() -> None:
+    device = torch.device("meta")
+
+    def come_and_go() -> int:
+        received = 0
+        for _ in range(200):
+            engine = Idle()
+            driver = Driver.start(engine, device)
+            driver.post(engine, None)
+            assert driver.end(engine)
+            received += engine.received
+        return received
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(come_and_go) for _ in range(4)]
+        assert [future.result(timeout=60) for future in found] == [200] * 4
 
 
 def test_a_failing_engine_leaves_the_other_alone() -> None:

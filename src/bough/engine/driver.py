@@ -44,29 +44,27 @@ class Driven(Protocol):
 
 
 class Driver:
-    """Runs the engines of one device, in one thread that is never ended: it sleeps when they rest."""
+    """Runs the engines of one device in one thread, which ends with the last of them."""
 
     _drivers: dict[torch.device, Driver] = {}
+    _lock = threading.Lock()
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._engines: list[Driven] = []
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="bough-engine", daemon=True)
 
     @classmethod
-    def of(cls, device: torch.device) -> Driver:
-        """The device's driver."""
-        made = cls()
-        driver = cls._drivers.setdefault(
-            device, made
-        )  # atomic: a lock could be held while a finalizer closes an engine
-        if driver is made:
-            driver._thread.start()
+    def start(cls, engine: Driven, device: torch.device) -> Driver:
+        """Run an engine from now on; returns its driver."""
+        with cls._lock:
+            driver = cls._drivers.get(device) or cls(device)
+            driver._inbox.put(partial(driver._engines.append, engine))
+            if device not in cls._drivers:
+                cls._drivers[device] = driver
+                driver._thread.start()
         return driver
-
-    def run(self, engine: Driven) -> None:
-        """Run an engine from now on."""
-        self._inbox.put(partial(self._engines.append, engine))
 
     def post(self, engine: Driven, item: Any) -> None:
         """Have an engine receive an item, after those that were posted before."""
@@ -91,7 +89,7 @@ class Driver:
 
     def _run(self) -> None:
         with torch.inference_mode():
-            while True:
+            while not self._retired():
                 wait = not self._step()
                 try:
                     while True:
@@ -109,5 +107,25 @@ class Driver:
                 engine.rest()
         return any(engine.busy for engine in self._engines)
 
+    def _retired(self) -> bool:
+        """Whether there is nothing left to run, and no way to get anything."""
+        # Whoever holds the lock may be waiting for this thread: a finalizer can close an engine anywhere. So this
+        # thread never waits for the lock; it stays, and asks again when it has ended another engine.
+        if self._engines or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._inbox.empty():
+                del self._drivers[self._device]
+                return True
+            return False
+        finally:
+            self._lock.release()
 
-os.register_at_fork(after_in_child=Driver._drivers.clear)  # threads do not survive a fork
+
+def _after_fork() -> None:
+    """Threads do not survive a fork, nor does the lock one of them may hold."""
+    Driver._drivers, Driver._lock = {}, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

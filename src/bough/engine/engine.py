@@ -311,8 +311,7 @@ class Engine:
         ] = {}
         self._closed = False
         self._lock = threading.Lock()
-        self._driver = Driver.of(self.device)
-        self._driver.run(self)
+        self._driver = Driver.start(self, self.device)
 
     # From any thread ---------------------------------------------------------------------------------------
 
@@ -344,7 +343,10 @@ class Engine:
     def settle(self) -> None:
         """Wait until everything submitted before is done."""
         done = threading.Event()
-        self._driver.post(self, done)
+        with self._lock:
+            if self._closed:
+                return
+            self._driver.post(self, done)
         done.wait()
 
     # From the driver's thread ------------------------------------------------------------------------------
