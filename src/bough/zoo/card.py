@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from bough.models import Decoder, save_decoder
 from bough.tasks import TASKS
 
+from .measure import TRIED, TRIES
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, save_tokenizer
 from .training import CONTEXT, Recipe, in_bf16
 
@@ -135,7 +136,7 @@ def _accuracy_tables(measured: Mapping[str, Any]) -> list[str]:
     if "tries" in measured:
         lines += [
             "",
-            "At the default level, one sample and one of 64:",
+            f"At the default level, over {TRIED} problems, one sample and one of {TRIES}:",
             "",
             "| task | pass@1 | pass@64 |",
             "|---|---|---|",
@@ -159,7 +160,11 @@ def _reward_tables(measured: Mapping[str, Any]) -> list[str]:
     for task, row in measured["auc"].items():
         lines.append(f"| {task} | " + " | ".join(f"{row[key]:.3f}" for key in _AUCS) + " |")
     counts = list(next(iter(measured["best of"].values())))
-    lines += ["", "Share right of the best-rated (by its last step) of N samples of bough/nano:", ""]
+    lines += [
+        "",
+        f"Share right of the best-rated (by its last step) of N samples of bough/nano, over {TRIED} problems:",
+        "",
+    ]
     lines += ["| task | " + " | ".join(f"N={n}" for n in counts) + " |", "|---" * (len(counts) + 1) + "|"]
     for task, row in measured["best of"].items():
         lines.append(f"| {task} | " + " | ".join(f"{row[n]:.1%}" for n in counts) + " |")

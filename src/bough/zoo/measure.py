@@ -19,7 +19,7 @@ from .sampling import sample_problems, solved
 from .training import hidden_states, logits_of
 
 PROBLEMS = 50  # of each task and level
-TRIED = 64  # problems of each default level that are tried many times
+TRIED = 256  # problems of each default level that are tried many times
 TRIES = 64  # samples of each of them
 FEW = 4  # samples at the other levels
 
@@ -44,10 +44,10 @@ def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[s
 def many_samples(model: Decoder, tokenizer: Tokenizer, file: Path) -> dict[str, list[list[str]]]:
     """TRIES completions, at temperature 1, of each test problem at the default levels; kept in a file."""
     if not file.exists():
-        found = {
-            task.name: sample_problems(model, tokenizer, _tried(task.name), TRIES, 1.0, seed=1)
-            for task in TASKS.values()
-        }
+        found = {}
+        for name in TASKS:
+            print(f"{name}: {TRIES} samples of {TRIED} problems", flush=True)
+            found[name] = sample_problems(model, tokenizer, _tried(name), TRIES, 1.0, seed=1)
         file.write_text(json.dumps(found))
     stored: dict[str, list[list[str]]] = json.loads(file.read_text())
     return stored
