@@ -139,7 +139,6 @@ def test_an_engine_may_be_closed_by_a_callback_of_its_own_pass() -> None:
         lm.generate(lm.branch(PROMPT), stop=Stop(when=closes, eos=False))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_process_has_a_thread_of_its_own() -> None:
     decoder = tiny_decoder(0)

@@ -50,10 +50,9 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix_tensor(x: Tensor) -> Tensor:
-    """`mix` of every element, in place."""
-    for bits, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        x.bitwise_xor_(_shift_right(x, bits)).mul_(_signed(multiplier))
-    return x.bitwise_xor_(_shift_right(x, 31))
+    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIERS[0])
+    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIERS[1])
+    return x ^ _shift_right(x, 31)
 
 
 # Blocks of this many entries stay in a CPU's second-level cache, which is worth a factor of five.
@@ -72,14 +71,12 @@ def uniform(keys: Sequence[int], positions: Sequence[int], size: int, device: to
     Returns:
         ``[B, V]`` float32; entry ``[b, v]`` depends on ``(keys[b], positions[b], v)`` alone.
     """
-    starts = torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=device)
-    # The row's key is that of the child at index ``position``, see `child_key`.
-    starts += (torch.tensor(positions, dtype=torch.int64, device=device) + 1) * _signed(_GOLDEN)
-    starts = _mix_tensor(starts)[:, None]
+    rows = [_signed(child_key(key, position)) for key, position in zip(keys, positions, strict=True)]
+    starts = torch.tensor(rows, dtype=torch.int64, device=device)[:, None]
     counters = torch.arange(1, size + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
-    out = torch.empty(len(keys), size, dtype=torch.float32, device=device)
+    out = torch.empty(len(rows), size, dtype=torch.float32, device=device)
     step = max(1, _BLOCK // size)
-    for start in range(0, len(keys), step):
+    for start in range(0, len(rows), step):
         bits = _mix_tensor(starts[start : start + step] + counters)
         # 40 bits keep float32's relative precision near zero, the end that decides an argmax (see `gumbel`).
         out[start : start + step] = (_shift_right(bits, 24).to(torch.float32) + 0.5) * 2.0**-40

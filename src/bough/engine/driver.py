@@ -1,8 +1,8 @@
 """The thread that all engines of one device share.
 
 Torch gives every thread that calls it worker threads of its own. With more of them than cores, OpenMP's workers stop
-waiting actively and are woken from sleep at each parallel region, hundreds of times a pass: a model and its reward,
-each with a thread, both ran at about half their speed. So the passes of all engines of a device run in one thread, in
+waiting actively and are woken from sleep at each parallel region, of which a pass has hundreds: a model and its
+reward, each with a thread, would slow each other down. So the passes of all engines of a device run in one thread, in
 turn.
 """
 

@@ -67,7 +67,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., size]`` -> the same."""
         weight = self.weight.float() + self.offset if self.offset else self.weight
-        if x.dtype == weight.dtype:  # which computes in float32 itself
+        if x.dtype == torch.float32 == weight.dtype:
             return F.rms_norm(x, self.shape, weight, self.eps)
         return F.rms_norm(x.float(), self.shape, weight.float(), self.eps).to(x.dtype)
 

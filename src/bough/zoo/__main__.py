@@ -1,6 +1,6 @@
 """Trains the embedded models and replaces the folders that ship with bough.
 
-    python -m bough.zoo                     # all of them: about two hours on two cores with bf16 matmuls
+    python -m bough.zoo                     # all of them: one to two hours on two cores with bf16 matmuls
     python -m bough.zoo nano-prm            # one of them; nano-prm and nano-draft need nano's training state
 
 A run goes on where it was interrupted: its state is kept under build/zoo, which may be deleted afterwards.
