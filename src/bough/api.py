@@ -88,6 +88,7 @@ def load(
     source: Source,
     *,
     dtype: str | torch.dtype | None = None,
+    weights: str | None = None,
     device: str | torch.device | None = None,
     context: int | None = None,
     kv_tokens: int | None = None,
@@ -97,15 +98,19 @@ def load(
 
     Args:
         source: an embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id.
-        dtype: of the weights ("float32", "bfloat16", "float16"); default, as the checkpoint stores them.
+        dtype: what the model computes in ("float32", "bfloat16", "float16"); default, what the checkpoint stores.
+        weights: precision of the weights. "fp32" and "bf16" are that dtype. "int8" and "int4" round the linear layers
+            on load, to a half and about a third of bfloat16's memory, and keep the rest in bfloat16; they are made
+            for CPUs, and are not there for mixtures of experts. Default: those of the dtype.
         device: "cpu", "cuda" ...; default, a GPU where there is one.
         context: the longest branch in tokens, prompt included; default, the checkpoint's own.
         kv_tokens: size of the cache of keys and values; default, what the engine thinks fits in memory.
         max_batch: the most branches that advance in one pass; default, the engine's.
 
     Raises:
-        InvalidInput: an argument is out of range, or there is no embedded model of that name.
-        UnsupportedError: the source is an endpoint's address.
+        InvalidInput: an argument is out of range, dtype and weights contradict each other, or there is no embedded
+            model of that name.
+        UnsupportedError: the source is an endpoint's address, or the model cannot have these weights.
         ConfigError: bough does not execute this architecture.
         CheckpointError: the checkpoint is missing, incomplete or corrupt.
     """
@@ -119,7 +124,7 @@ def load(
     from bough.models import load_decoder, load_tokenizer
 
     where = _device(device)
-    decoder = load_decoder(folder, dtype=_dtype(dtype), device=where, context=context)
+    decoder = load_decoder(folder, dtype=_dtype(dtype), device=where, context=context, weights=weights)
     # What the caller leaves out is the engine's to choose.
     limits: dict[str, Any] = {"kv_tokens": kv_tokens, "max_batch": max_batch}
     given = {name: value for name, value in limits.items() if value is not None}

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 import bough
 from bough import api, zoo
 from bough.core import CheckpointError, InvalidInput, Run, UnsupportedError
+from bough.models import packed_as
 from bough.rewards import Oracle
 from bough.search import Greedy
 from bough.tasks import get_task
@@ -57,6 +58,24 @@ def test_the_options_reach_the_engine(checkpoint):
         assert lm.engine.max_batch == 3
     with bough.load(checkpoint, dtype=torch.float32) as lm:
         assert next(lm.decoder.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("weights", "near"), [("fp32", 1e-5), ("bf16", 0.1), ("int8", 0.3), ("int4", 2.0)])
+def test_weights_have_the_precision_that_was_asked_for(checkpoint, weights, near):
+    with bough.load(checkpoint, dtype="float32") as exact, bough.load(checkpoint, weights=weights) as lm:
+        dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+        assert {parameter.dtype for parameter in lm.decoder.parameters()} == {dtype}
+        assert lm.engine.pool.data.dtype == dtype
+        expected, logits = (model.logits(model.branch("the sum of 23")) for model in (exact, lm))
+        assert np.abs(logits - expected).mean() < near * expected.std()
+        assert bough.solve(lm, "the sum", strategy=Greedy(max_tokens=5)).ledger.tokens >= 1
+        if weights in ("int8", "int4"):
+            assert packed_as(lm.decoder) == weights
+
+
+def test_a_reward_model_can_have_rounded_weights_too(classifier):
+    with bough.load(classifier, weights="int8") as lm:
+        assert lm.next_token(lm.branch("the sum")).shape == (2,)
 
 
 def test_the_checkpoint_s_own_dtype_is_kept(tmp_path):
@@ -135,6 +154,9 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path):
     ("options", "says"),
     [
         ({"dtype": "int3"}, "dtype='int3' is not one of float32"),
+        ({"weights": "int3"}, "weights='int3' is not one of fp32, bf16, int8, int4"),
+        ({"weights": "int8", "dtype": "fp32"}, "weights='int8' contradicts dtype='float32'.*leave one of them out"),
+        ({"weights": "bf16", "dtype": "float16"}, "weights='bf16' contradicts dtype='float16'"),
         ({"device": "abacus"}, "device='abacus' is none that torch knows"),
         ({"context": 0}, "context=0 must be at least 1"),
         ({"kv_tokens": -1}, "kv_tokens=-1 must be at least 1"),

@@ -32,6 +32,14 @@ def test_a_bench_writes_records_a_summary_and_a_plot(chains, bough):
     assert "best-of-n n=3 against greedy" in result.stdout.replace("\n", " ")
 
 
+def test_results_of_other_weights_are_told_apart(chains, bough):
+    for weights in ("int8", "int4", "int8"):
+        assert bough(*QUICK, "-s", "greedy", "--weights", weights).exit_code == 0
+    models = [record["model"] for record in records(chains)]
+    assert len(models) == 2 * 4  # the third is the first again
+    assert {model.split()[-1] for model in models} == {"int8", "int4"}
+
+
 def test_the_summary_is_the_mean_of_the_records(chains, bough):
     bough(*QUICK, *ARMS)
     with (chains / "out" / "summary.csv").open() as file:

@@ -32,6 +32,27 @@ def test_json_has_the_answer_and_what_it_cost(chains, bough):
     assert found["stopped_by"] is None
 
 
+@pytest.mark.parametrize("command", ["solve", "bench", "demo"])
+def test_the_precision_of_the_weights_reaches_the_model(chains, bough, monkeypatch, command):
+    asked, load = {}, api.load
+    monkeypatch.setattr(api, "load", lambda source, **options: asked.update(options) or load(source))
+    words = {
+        "solve": (PROMPT,),
+        "bench": ("-n", 1, "--level", 1, "-s", "greedy"),
+        "demo": ("-n", 1, "-t", "arithmetic"),
+    }
+    result = bough(command, "--weights", "int8", *words[command])
+    assert result.exit_code == 0, result.output
+    assert asked["weights"] == "int8"
+
+
+def test_an_unknown_precision_is_one_line_with_the_choices(bough):
+    result = bough("solve", "--weights", "int3", PROMPT)
+    assert result.exit_code == 2
+    assert "weights='int3' is not one of fp32, bf16, int8, int4" in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.output
+
+
 def test_a_problem_of_a_task_is_checked(chains, bough):
     result = bough("solve", "--task", "arithmetic", "--problem", 3, "--level", 2, "-s", "greedy", "--json")
     found = json.loads(result.stdout)

@@ -20,6 +20,7 @@ from bough.cli.common import (
     ModelOption,
     RewardOption,
     RewardParamOption,
+    WeightsOption,
     cell_table,
     chosen_problems,
     chosen_tasks,
@@ -68,6 +69,7 @@ def bench(
     ] = Path("bough-bench"),
     concurrency: Annotated[int, typer.Option(min=1, help="Problems that run at once.")] = 32,
     dtype: DtypeOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -101,12 +103,12 @@ def bench(
     ]
     with Results(folder / "results.jsonl") as results:
         with err.status(f"loading {model}"):
-            lm = api.load(model, dtype=dtype, device=device)
+            lm = api.load(model, dtype=dtype, weights=weights, device=device)
             judge = load_reward(reward, reward_param)
         named = reward or api.default_reward(lm.name)
         asked = "".join(f" {param}" for param in reward_param or ())
         names = {
-            "model": identity(model) + (f" {dtype}" if dtype else ""),
+            "model": " ".join(filter(None, (identity(model), dtype, weights))),
             "reward_model": None if named is None else identity(named) + asked,
         }
         interrupted = False

@@ -50,6 +50,12 @@ RewardParamOption = Annotated[
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoint stores it.")
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision of the weights: fp32, bf16, int8 or int4, the last two for CPUs. Default: the dtype's."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda ... Default: a GPU where there is one.")]
 LevelOption = Annotated[
     int | None, typer.Option(help="Difficulty of the problems. Default: the task's own; see bough list.")

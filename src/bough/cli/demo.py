@@ -18,6 +18,7 @@ from bough.cli.common import (
     LevelOption,
     ModelOption,
     RewardOption,
+    WeightsOption,
     cell_table,
     check_trace_file,
     chosen_problems,
@@ -48,6 +49,7 @@ def demo(
     level: LevelOption = None,
     model: ModelOption = "bough/nano",
     reward: RewardOption = None,
+    weights: WeightsOption = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same table.")] = 0,
     trace: Annotated[
         Path, typer.Option(metavar="FILE", help="Where to save the page with one solved problem's search.")
@@ -73,7 +75,7 @@ def demo(
     arms = [Arm(make_strategy(name)) for name in TECHNIQUES]
     chosen = [(task, chosen_problems(task, "test", level, problems)) for task in chosen_tasks(tasks or ["countdown"])]
     with err.status(f"loading {model}"):
-        lm = api.load(model)
+        lm = api.load(model, weights=weights)
         judge = api.reward_for(lm, arms[-1].strategy, reward)
     shown: list[dict[str, Any]] = []
     example: Problem | None = None

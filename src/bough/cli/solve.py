@@ -20,6 +20,7 @@ from bough.cli.common import (
     ModelOption,
     RewardOption,
     RewardParamOption,
+    WeightsOption,
     check_trace_file,
     chosen_problems,
     chosen_tasks,
@@ -83,6 +84,7 @@ def solve(
         bool, typer.Option("--events", help="Print each event as a JSON line as it happens, then the result.")
     ] = False,
     dtype: DtypeOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -109,7 +111,7 @@ def solve(
         check_trace_file(trace)
     watch = _Watch(stream=events, quiet=json)
     with err.status(f"loading {model}"):
-        lm = api.load(model, dtype=dtype, device=device)
+        lm = api.load(model, dtype=dtype, weights=weights, device=device)
         judge = load_reward(reward, reward_param)
         prepared = api.prepare(
             lm, _as_prompt(lm, asked, task, chat, system), strategy=made, reward=judge, task=task, budget=budget,

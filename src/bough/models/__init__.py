@@ -4,20 +4,26 @@ from .attention import Attend, AttentionSpec, dense_attend
 from .config import LayerSpec, ModelConfig
 from .decoder import Decoder, Hidden
 from .hub import resolve
+from .packed import WEIGHTS, PackedLinear, pack_decoder, packed_as
 from .tokenizer import Tokenizer, load_tokenizer
-from .weights import load_decoder, save_decoder
+from .weights import check_weights, load_decoder, save_decoder
 
 __all__ = [
+    "WEIGHTS",
     "Attend",
     "AttentionSpec",
     "Decoder",
     "Hidden",
     "LayerSpec",
     "ModelConfig",
+    "PackedLinear",
     "Tokenizer",
+    "check_weights",
     "dense_attend",
     "load_decoder",
     "load_tokenizer",
+    "pack_decoder",
+    "packed_as",
     "resolve",
     "save_decoder",
 ]

@@ -18,13 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bough.core.errors import CheckpointError, InvalidInput
+from bough.core.errors import CheckpointError, InvalidInput, UnsupportedError
 
 from .config import ModelConfig
 from .decoder import Decoder, HeadNorm, Layer, SparseMlp, WidthNorm
 from .hub import resolve
+from .packed import WEIGHTS, PackedLinear, check_packable, pack_ends, pack_layer, packed_as
 
 _DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# The type of everything in a decoder that its ``weights`` do not round further.
+_WEIGHTS_DTYPES: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "int4": torch.bfloat16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,39 @@ Files = dict[Path, dict[str, _Entry]]
 
 
 def tensor_views(decoder: Decoder) -> dict[str, Tensor]:
-    """Every tensor of the decoder's checkpoint, by its name there, as a view of the parameter it lies in."""
-    config = decoder.config
+    """Every tensor of the decoder's checkpoint, by its name there, as a view of the parameter it lies in.
+
+    Where a layer is packed in 16 bits, they are views of an unpacked copy.
+    """
+    views = _end_views(decoder)
+    for index in range(decoder.config.num_layers):
+        views.update(_layer_views(decoder, index))
+    return views
+
+
+def _end_views(decoder: Decoder) -> dict[str, Tensor]:
+    """The part of :func:`tensor_views` that is in no layer."""
     views = {
         "model.embed_tokens.weight": decoder.embed.weight.data,
         "model.norm.weight": decoder.norm.weight.data,
     }
-    for index, layer in enumerate(decoder.layers):
-        assert isinstance(layer, Layer)
-        for name, tensor in _layer_views(layer, config):
-            views[f"model.layers.{index}.{name}"] = tensor
-    if decoder.head is not None:
-        prefix = "lm_head" if config.head == "lm" else "score"
+    if isinstance(decoder.head, PackedLinear):
+        if not decoder.config.tied:
+            views["lm_head.weight"] = decoder.head.dense()
+    elif decoder.head is not None:
+        prefix = "lm_head" if decoder.config.head == "lm" else "score"
         views.update({f"{prefix}.{name}": tensor for name, tensor in decoder.head.state_dict().items()})
     return views
 
 
-def _layer_views(layer: Layer, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def _layer_views(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    """The part of :func:`tensor_views` that is layer ``index``."""
+    layer = decoder.layers[index]
+    assert isinstance(layer, Layer)
+    return {f"model.layers.{index}.{name}": tensor for name, tensor in _views_in(layer, decoder.config)}
+
+
+def _views_in(layer: Layer, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     traits = config.traits
     norms = (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm, layer.mlp_post_norm)
     for name, norm in zip((*traits.attention_norms, *traits.mlp_norms), norms, strict=True):
@@ -95,10 +116,14 @@ def _layer_views(layer: Layer, config: ModelConfig) -> Iterator[tuple[str, Tenso
     yield from _linear("mlp.down_proj", mlp.down)
 
 
-def _linear(name: str, linear: nn.Linear, rows: slice = slice(None)) -> Iterator[tuple[str, Tensor]]:
-    yield f"{name}.weight", linear.weight.data[rows]
-    if linear.bias is not None:
-        yield f"{name}.bias", linear.bias.data[rows]
+def _linear(name: str, linear: nn.Linear | PackedLinear, rows: slice = slice(None)) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(linear, PackedLinear):
+        weight, bias = linear.dense(), None if linear.bias is None else linear.bias.to(torch.bfloat16)
+    else:
+        weight, bias = linear.weight.data, None if linear.bias is None else linear.bias.data
+    yield f"{name}.weight", weight[rows]
+    if bias is not None:
+        yield f"{name}.bias", bias[rows]
 
 
 def _rows(*sizes: int) -> Iterator[slice]:
@@ -113,39 +138,73 @@ def load_decoder(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     context: int | None = None,
+    weights: str | None = None,
 ) -> Decoder:
     """Load a Hugging Face folder, or a Hub id, as a :class:`Decoder` in evaluation mode.
 
     ``dtype`` defaults to the one the checkpoint is stored in. ``context`` is the longest sequence in
-    tokens, and fixes the rotary regime (see :mod:`.rope`).
+    tokens, and fixes the rotary regime (see :mod:`.rope`). ``weights`` "fp32" and "bf16" are that ``dtype``;
+    "int8" and "int4" round each layer as soon as it is read, as :func:`.packed.pack_decoder` does, so that memory
+    holds the result and one layer or the embedding as they are stored; the rest is bfloat16.
 
-    Raises :class:`~bough.core.errors.ConfigError` for a config that bough does not execute, and
+    Raises :class:`InvalidInput` for unknown ``weights`` or a ``dtype`` that contradicts them;
+    :class:`~bough.core.errors.ConfigError` for a config that bough does not execute;
+    :class:`UnsupportedError` for a decoder that cannot have these ``weights``; and
     :class:`CheckpointError`, before anything is returned, for files or tensors that do not fit it.
     """
+    dtype = check_weights(weights, dtype)
     folder = resolve(path_or_id)
     config = ModelConfig.from_dict(read_json(folder / "config.json"), context)
     with torch.device("meta"):
         decoder = Decoder(config)
+    packs = weights if weights in ("int8", "int4") else None
+    if packs:
+        check_packable(decoder, packs)
     files = _open(folder)
     stored = _check(tensor_views(decoder), files, config, folder)
     if dtype is None and len(stored) > 1:
         named = ", ".join(f"{name!r} is {kind}" for kind, name in stored.items())
         raise CheckpointError(f"{folder} mixes types: {named}; say which to load with dtype=")
-    _allocate(decoder, dtype or next(iter(stored)), device)
-    views = tensor_views(decoder)
-    for path, entries in files.items():
-        with path.open("rb") as file:
-            for name, entry in entries.items():
-                if name in views:
-                    _read(file, entry, views[name], path)
+    if dtype is None or packs:  # what is packed is rounded once, from what is stored
+        dtype = next(iter(stored)) if len(stored) == 1 else torch.float32
+    # The ends come first: the embedding is the largest, and there is little else yet.
+    for module in (decoder.embed, decoder.norm, decoder.head):
+        if module is not None:
+            _allocate(module, dtype, device)
+    _fill(_end_views(decoder), files)
     if config.tied:
         _check_tied(decoder.embed.weight.data, files)
+    if packs:
+        pack_ends(decoder, packs)
+    for index, layer in enumerate(decoder.layers):
+        _allocate(layer, dtype, device)
+        _fill(_layer_views(decoder, index), files)
+        if packs:
+            pack_layer(decoder, index, packs)
     return decoder.eval()
 
 
-def _allocate(decoder: Decoder, dtype: torch.dtype, device: torch.device | str) -> None:
+def check_weights(weights: str | None, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The type that ``weights`` and ``dtype`` ask for together; None: the one that is stored.
+
+    Raises :class:`InvalidInput` for unknown ``weights``, and where the two contradict each other.
+    """
+    if weights is None:
+        return dtype
+    if weights not in WEIGHTS:
+        raise InvalidInput(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
+    implied = _WEIGHTS_DTYPES[weights]
+    if dtype not in (None, implied):
+        said, right = (str(kind).removeprefix("torch.") for kind in (dtype, implied))
+        raise InvalidInput(
+            f"weights={weights!r} contradicts dtype={said!r}: everything else is {right} then; leave one of them out"
+        )
+    return implied
+
+
+def _allocate(root: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
     """Give the parameters memory, unset. (Module.to_empty imports sympy on its way, which takes a second.)"""
-    for module in decoder.modules():
+    for module in root.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             memory = torch.empty(parameter.shape, dtype=dtype, device=device)
             setattr(module, name, nn.Parameter(memory, requires_grad=False))
@@ -194,6 +253,16 @@ def _entries(path: Path) -> dict[str, _Entry]:
         for name, entry in header.items()
     }
     return dict(sorted(entries.items(), key=lambda item: item[1].start))
+
+
+def _fill(views: Mapping[str, Tensor], files: Files) -> None:
+    """Read the views' tensors, each file in its order."""
+    for path, entries in files.items():
+        wanted = [name for name in entries if name in views]
+        if wanted:
+            with path.open("rb") as file:
+                for name in wanted:
+                    _read(file, entries[name], views[name], path)
 
 
 def _read(file: BinaryIO, entry: _Entry, into: Tensor, path: Path) -> None:
@@ -267,7 +336,16 @@ def _check_tied(embedding: Tensor, files: Files) -> None:
 
 
 def save_decoder(decoder: Decoder, folder: str | os.PathLike[str]) -> None:
-    """Write ``config.json`` and ``model.safetensors`` as ``transformers`` would, creating the folder."""
+    """Write ``config.json`` and ``model.safetensors`` as ``transformers`` would, creating the folder.
+
+    Raises :class:`InvalidInput` for weights that are not finite, and :class:`UnsupportedError` for weights of 8 or 4
+    bits, which no longer are the checkpoint's.
+    """
+    present = packed_as(decoder)
+    if present not in (None, "bf16"):
+        raise UnsupportedError(
+            f"the decoder's weights are {present}, which no checkpoint holds; load it with weights='bf16' to save"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     views = tensor_views(decoder)
