@@ -100,8 +100,8 @@ def load(
         source: an embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id.
         dtype: what the model computes in ("float32", "bfloat16", "float16"); default, what the checkpoint stores.
         weights: precision of the weights. "fp32" and "bf16" are that dtype. "int8" and "int4" round the linear layers
-            on load, to a half and about a third of bfloat16's memory, and keep the rest in bfloat16; they are made
-            for CPUs, and are not there for mixtures of experts. Default: those of the dtype.
+            on load, to 8.1 and 4.5 bits a weight, and their inputs to 8 as they come; the rest is bfloat16. They are
+            made for CPUs, and not for mixtures of experts. Default: the dtype's.
         device: "cpu", "cuda" ...; default, a GPU where there is one.
         context: the longest branch in tokens, prompt included; default, the checkpoint's own.
         kv_tokens: size of the cache of keys and values; default, what the engine thinks fits in memory.

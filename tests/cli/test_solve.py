@@ -36,12 +36,8 @@ def test_json_has_the_answer_and_what_it_cost(chains, bough):
 def test_the_precision_of_the_weights_reaches_the_model(chains, bough, monkeypatch, command):
     asked, load = {}, api.load
     monkeypatch.setattr(api, "load", lambda source, **options: asked.update(options) or load(source))
-    words = {
-        "solve": (PROMPT,),
-        "bench": ("-n", 1, "--level", 1, "-s", "greedy"),
-        "demo": ("-n", 1, "-t", "arithmetic"),
-    }
-    result = bough(command, "--weights", "int8", *words[command])
+    words = (PROMPT,) if command == "solve" else ("-n", 1, "-t", "arithmetic")
+    result = bough(command, "--weights", "int8", *words)
     assert result.exit_code == 0, result.output
     assert asked["weights"] == "int8"
 

@@ -176,8 +176,9 @@ def load_decoder(
         _check_tied(decoder.embed.weight.data, files)
     if packs:
         pack_ends(decoder, packs)
+    scratch: dict[str, Tensor] | None = {} if packs else None
     for index, layer in enumerate(decoder.layers):
-        _allocate(layer, dtype, device)
+        _allocate(layer, dtype, device, scratch)
         _fill(_layer_views(decoder, index), files)
         if packs:
             pack_layer(decoder, index, packs)
@@ -202,11 +203,19 @@ def check_weights(weights: str | None, dtype: torch.dtype | None) -> torch.dtype
     return implied
 
 
-def _allocate(root: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Give the parameters memory, unset. (Module.to_empty imports sympy on its way, which takes a second.)"""
-    for module in root.modules():
+def _allocate(
+    root: nn.Module, dtype: torch.dtype, device: torch.device | str, scratch: dict[str, Tensor] | None = None
+) -> None:
+    """Give the parameters memory, unset. (Module.to_empty imports sympy on its way, which takes a second.)
+
+    Matrices get that of the same name in ``scratch``, if given: what is freed between the buffers that stay is lost
+    to fragmentation, so layers that are packed one after the other take turns with the same memory.
+    """
+    for path, module in root.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            if scratch is not None and isinstance(module, nn.Linear) and name == "weight":
+                memory = scratch.setdefault(path, memory)
             setattr(module, name, nn.Parameter(memory, requires_grad=False))
 
 
