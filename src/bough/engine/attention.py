@@ -26,6 +26,7 @@ from torch import Tensor
 from bough.models import AttentionSpec
 
 from .pool import Pool
+from .query import QueryRun
 from .radix import Node
 
 # A prefix of L tokens shared by n runs is attended to as one part when L (n - 1) kv_heads head_dim is at least this:
@@ -40,25 +41,6 @@ def padded(size: int) -> int:
     """The next size that products are made in: a power of two up to 8, then eight sizes to each next one."""
     step = max(1 << (size - 1).bit_length() >> 4, 8) if size > 8 else 1 << (size - 1).bit_length()
     return -(-size // step) * step
-
-
-@dataclass
-class QueryRun:
-    """``count`` new tokens of one sequence, the last at depth ``end - 1``.
-
-    Attributes:
-        node: the deepest tree node of the sequence.
-        slots: the slots of all its tokens up to ``end``, int64 ``[end]``.
-    """
-
-    node: Node
-    slots: np.ndarray
-    end: int
-    count: int
-
-    @property
-    def start(self) -> int:
-        return self.end - self.count
 
 
 @dataclass

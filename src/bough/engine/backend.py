@@ -41,6 +41,9 @@ class NativeBackend(Backend):
         max_batch: branches that are drawn at the same time at most.
         max_pass: tokens in one forward pass at most; longer prompts are computed in chunks.
         share_from: see `bough.engine.attention.SHARE_FROM`.
+        threads: of a compiled pass; default, as many as torch uses.
+        compiled: whether passes are compiled (`bough.engine.cpu`); default, where the model and the CPU allow it. The
+            decoder's linear layers are packed in place then.
     """
 
     def __init__(
@@ -53,8 +56,11 @@ class NativeBackend(Backend):
         max_batch: int = 256,
         max_pass: int = 2048,
         share_from: int = SHARE_FROM,
+        threads: int | None = None,
+        compiled: bool | None = None,
     ) -> None:
-        for option, value in (("kv_tokens", kv_tokens), ("max_batch", max_batch), ("max_pass", max_pass)):
+        limits = {"kv_tokens": kv_tokens, "max_batch": max_batch, "max_pass": max_pass, "threads": threads}
+        for option, value in limits.items():
             if value is not None and value < 1:
                 raise InvalidInput(f"{option}={value} must be at least 1")
         config = decoder.config
@@ -77,6 +83,8 @@ class NativeBackend(Backend):
             max_batch=max_batch,
             max_pass=max_pass,
             share_from=share_from,
+            threads=threads,
+            compiled=compiled,
             eos_ids=_eos_ids(config.raw.get("eos_token_id")) if tokenizer is None else tokenizer.eos_ids,
         )
         self._finalizer = weakref.finalize(self, Engine.close, self.engine)
@@ -141,7 +149,7 @@ class NativeBackend(Backend):
             raise InvalidInput(
                 f"branch and continuation have {longest} tokens to compute, more than the context of {self.context}"
             )
-        scorer = Scorer(branch.run.ledger if branch.run else None, continuations, others)
+        scorer = Scorer(branch.run.ledger if branch.run else None, len(tokens), continuations, others)
         self.engine.submit([Stem(tokens, scorers=[scorer])])
         return scorer.future
 

@@ -42,11 +42,11 @@ from bough.core import (
 )  # fmt: skip
 from bough.models import Decoder
 
-from .attention import QueryRun, TreeAttention, padded
 from .driver import Driver
 from .pool import Pool
+from .query import QueryRun
 from .radix import Node, RadixTree
-from .sampler import Drawing, draw
+from .runner import make_runner
 
 
 class Consumer:
@@ -69,9 +69,7 @@ class Row(Consumer):
         tokens: known tokens, the parent's first.
         prompt: how many of them are the parent's.
         limit: how many tokens it may have at most.
-        node: locked tree node that ends its computed prefix; None while it waits.
-        slots: the slots of its computed tokens (a buffer that grows).
-        computed: how many tokens have keys and values.
+        run: its computed tokens, which end with those of the pass; None while it waits. Its node is locked.
     """
 
     def __init__(
@@ -85,6 +83,7 @@ class Row(Consumer):
     ) -> None:
         super().__init__(parent.run.ledger if parent.run is not None else None)
         self.parent, self.key, self.spec, self.on_token = parent, key, spec, on_token
+        self.sampling = spec.sampling
         self.tokens, self.prompt = list(prompt), len(prompt)
         room = context - self.prompt
         self.ending: Finish = "length" if spec.max_tokens is not None and spec.max_tokens < room else "context"
@@ -92,25 +91,16 @@ class Row(Consumer):
         self.logprobs: list[float] = []
         self.sample_logprobs: list[float] = []
         self.data = bytearray()
-        self.node: Node | None = None
-        self.slots = np.zeros(0, np.int64)
-        self.computed = 0
+        self.run: QueryRun | None = None
 
     @property
-    def drawing(self) -> Drawing:
-        return Drawing(self.spec.sampling, self.key, len(self.tokens), lambda: self.tokens)
+    def position(self) -> int:
+        """Of the token to draw next."""
+        return len(self.tokens)
 
-    def start(self, node: Node, slots: np.ndarray) -> None:
-        """Join the running rows below a computed prefix."""
-        self.node, self.computed = node, len(slots)
-        self.slots = np.empty(min(self.limit, max(2 * len(slots), 64)), np.int64)
-        self.slots[: len(slots)] = slots
-
-    def add_slot(self, slot: int) -> None:
-        if self.computed == len(self.slots):
-            self.slots = np.concatenate([self.slots, np.empty(len(self.slots), np.int64)])
-        self.slots[self.computed] = slot
-        self.computed += 1
+    def history(self) -> list[int]:
+        """The tokens so far."""
+        return self.tokens
 
     def accept(self, token: int, logprob: float, sample_logprob: float, eos_ids: frozenset[int]) -> Finish | None:
         """Take a drawn token; says why the row ends here, or None if it goes on."""
@@ -170,9 +160,11 @@ class Reader(Consumer):
 class Scorer(Consumer):
     """Waits for the log-probabilities of continuations of one prefix, and of other tokens at each of their places."""
 
-    def __init__(self, ledger: Ledger | None, continuations: Sequence[Sequence[int]], others: Sequence[int]) -> None:
+    def __init__(
+        self, ledger: Ledger | None, position: int, continuations: Sequence[Sequence[int]], others: Sequence[int]
+    ) -> None:
         super().__init__(ledger)
-        self.continuations, self.others = continuations, others
+        self.position, self.continuations, self.others = position, continuations, others
 
 
 class Whole(Consumer):
@@ -242,7 +234,7 @@ class _Pass:
     size: int = 0
     rows: list[Row] = field(default_factory=list)
     stems: list[tuple[Stem, int]] = field(default_factory=list)  # finished stems and their last flat position
-    scores: list[tuple[Scorer, int, list[tuple[int, int]]]] = field(default_factory=list)
+    scores: list[tuple[Scorer, list[int]]] = field(default_factory=list)
     wholes: list[tuple[Stem, int, np.ndarray]] = field(default_factory=list)
     ledgers: dict[int, Ledger] = field(default_factory=dict)
     after: list[Callable[[], object]] = field(default_factory=list)
@@ -259,9 +251,13 @@ class _Pass:
         self.tokens.append(tokens)
         self.size += run.count
         if ledger is not None:
-            self.ledgers[id(ledger)] = ledger
-            ledger.computed_tokens += run.count
+            self.charge(ledger, run.count)
         return first
+
+    def charge(self, ledger: Ledger, count: int) -> None:
+        """Somebody has so many tokens computed in this pass."""
+        self.ledgers[id(ledger)] = ledger
+        ledger.computed_tokens += count
 
 
 class Engine:
@@ -273,7 +269,7 @@ class Engine:
         kv_tokens: slots in the pool.
         max_batch: rows that run at the same time at most.
         max_pass: tokens in one pass at most; longer prefills are cut into chunks.
-        share_from: see `bough.engine.attention.SHARE_FROM`.
+        share_from, threads, compiled: see `bough.engine.runner.make_runner`.
         eos_ids: token ids that end a text.
     """
 
@@ -285,6 +281,8 @@ class Engine:
         max_batch: int,
         max_pass: int,
         share_from: int,
+        threads: int | None,
+        compiled: bool | None,
         eos_ids: frozenset[int],
     ) -> None:
         self.decoder = decoder
@@ -296,8 +294,8 @@ class Engine:
         )
         self.tree = RadixTree(self.pool)
         self.stats = Stats()
-        self.max_batch, self.max_pass, self.share_from, self.eos_ids = max_batch, max_pass, share_from, eos_ids
-        self._windows = frozenset(layer.attention.window for layer in config.layers)
+        self.runner = make_runner(decoder, self.pool, share_from=share_from, threads=threads, compiled=compiled)
+        self.max_batch, self.max_pass, self.eos_ids = max_batch, max_pass, eos_ids
         self._waiting: deque[Stem] = deque()
         self._stems: dict[bytes, Stem] = {}
         self._running: list[Row] = []
@@ -411,11 +409,14 @@ class Engine:
         self._make_room_for_rows()
         if self._running:
             for row, slot in zip(self._running, self.pool.take(len(self._running)).tolist(), strict=True):
-                row.add_slot(slot)
-                assert row.node is not None
-                token = np.array(row.tokens[-1:], np.int64)
-                work.add(QueryRun(row.node, row.slots, row.computed, 1), token, row.ledger)
+                assert row.run is not None
+                row.run.add(slot, row.limit)
+                work.runs.append(row.run)
+                if row.ledger is not None:
+                    work.charge(row.ledger, 1)
             work.rows = list(self._running)
+            work.size = len(work.rows)
+            work.tokens.append(np.array([row.tokens[-1] for row in work.rows]))
         started = 0
         while self._waiting and work.size < self.max_pass:
             stem = self._waiting[0]
@@ -472,8 +473,8 @@ class Engine:
                 run = QueryRun(node, np.concatenate([prefix, slots]), node.end + len(tokens), len(tokens))
                 first = work.add(run, tokens, scorer.ledger)
                 work.after.append(partial(self.tree.extend, node, tokens, slots))
-            places.append((first, len(tokens)))
-        work.scores.append((scorer, last, places))
+            places += [last, *range(first, first + len(tokens))]
+        work.scores.append((scorer, places))
 
     def _schedule_whole(self, work: _Pass, stem: Stem) -> bool:
         """A stem that wants the logits of all its positions: computed afresh, in one pass."""
@@ -520,106 +521,85 @@ class Engine:
             if stem is not keep:
                 self._relock(stem, None)
 
-    def _relock(self, holder: Stem | Row, node: Node | None) -> None:
-        if holder.node is not None:
-            holder.node.locks -= 1
+    def _relock(self, stem: Stem, node: Node | None) -> None:
+        if stem.node is not None:
+            stem.node.locks -= 1
         if node is not None:
             node.locks += 1
-        holder.node = node
+        stem.node = node
 
     def _leave(self, row: Row) -> Node:
         """Take a running row out; what it computed stays in the tree, for whoever comes next."""
         self._running.remove(row)
-        assert row.node is not None
-        start, end = row.node.end, row.computed
-        node = self.tree.extend(row.node, np.array(row.tokens[start:end], np.int64), row.slots[start:end])
-        self._relock(row, None)
+        run, row.run = row.run, None
+        assert run is not None
+        start, end = run.node.end, run.end
+        node = self.tree.extend(run.node, np.array(row.tokens[start:end], np.int64), run.slots[start:end].copy())
+        run.node.locks -= 1
         return node
 
     # Run and sample ----------------------------------------------------------------------------------------
 
     def _run(self, work: _Pass) -> None:
-        attention = TreeAttention(self.pool, work.runs, self._windows, self.share_from)
-        tokens, positions = np.zeros((2, attention.size), np.int64)
-        tokens[: work.size] = np.concatenate(work.tokens)
-        positions[: work.size] = np.concatenate([np.arange(run.start, run.end) for run in work.runs])
-        hidden = self.decoder(self._tensor(tokens), self._tensor(positions), attention).last
+        places = [*range(len(work.rows)), *(last for _, last in work.stems)]
+        ends = len(places)
+        for _, scored in work.scores:
+            places += scored
+        for _, first, slots in work.wholes:
+            places += range(first, first + len(slots))
+        logits = self.runner.run(work.runs, np.concatenate(work.tokens), places, self.tree.version)
         self.stats.passes += 1
         self.stats.tokens += work.size
         self.stats.rows += len(work.rows)
         for ledger in work.ledgers.values():
             ledger.passes += 1
-        ends = list(range(len(work.rows))) + [last for _, last in work.stems]
-        logits = self._logits(hidden, ends) if ends else None
-        for scorer, last, places in work.scores:
-            self._deliver_scores(scorer, hidden, last, places)
-        for stem, first, slots in work.wholes:
+        at = ends
+        for scorer, scored in work.scores:
+            self._deliver_scores(scorer, logits[at : at + len(scored)])
+            at += len(scored)
+        for stem, _, slots in work.wholes:
+            values = logits[at : at + len(slots)]
+            at += len(slots)
+            fine = torch.isfinite(values.logsumexp(-1))
+            error = None if fine.all() else _not_finite(int((~fine).nonzero()[0]))
             for whole in stem.wholes:
-                values = self._logits(hidden, range(first, first + len(slots)))
-                fine = torch.isfinite(values.logsumexp(-1))
-                error = None if fine.all() else _not_finite(int((~fine).nonzero()[0]))
-                self._resolve(whole, values.cpu().numpy(), error)
+                self._resolve(whole, values.cpu().numpy().copy(), error)
         for action in work.after:
             action()
-        if logits is not None:
-            self._sample(work, logits)
+        if ends:
+            self._sample(work, logits[:ends])
         if self._spoiled:
             # A number that is not finite spreads to every key of its pass, masked or not: cache none of them.
             self.tree.evict(self.pool.total)
             self._spoiled = False
 
-    def _logits(self, hidden: Tensor, places: Sequence[int]) -> Tensor:
-        """The logits ``[n, V]`` float32 at these places of a pass."""
-        index = np.zeros(padded(len(places)), np.int64)
-        index[: len(places)] = places
-        return self.decoder.logits(hidden[self._tensor(index)])[: len(places)].float()
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
     def _sample(self, work: _Pass, logits: Tensor) -> None:
         """Draw a token for every running row, and the first one of the rows whose stems are done."""
-        total = logits.logsumexp(-1, keepdim=True)
-        model, fine = logits - total, torch.isfinite(total)[:, 0].tolist()
         candidates: list[tuple[Row, int]] = list(zip(work.rows, range(len(work.rows)), strict=True))
         for index, (stem, _) in enumerate(work.stems, len(work.rows)):
             assert stem.node is not None
             if stem.readers:
-                self._deliver_next_token(stem, model[index], fine[index])
-            slots = self.tree.slots(stem.node) if stem.rows else None
+                self._deliver_next_token(stem, logits[index])
             room = self.max_batch - len(self._running)
-            for row in stem.rows[:room]:
-                assert slots is not None
-                row.start(stem.node, slots)
-                stem.node.locks += 1
-                self._running.append(row)
-                candidates.append((row, index))
+            if stem.rows:
+                slots = self.tree.slots(stem.node)
+                for row in stem.rows[:room]:
+                    row.run = QueryRun(stem.node, slots, len(slots), 1)
+                    stem.node.locks += 1
+                    self._running.append(row)
+                    candidates.append((row, index))
             if stem.rows[room:]:
                 self._waiting.appendleft(Stem(stem.tokens, rows=stem.rows[room:]))
             self._relock(stem, None)
-        chosen: list[tuple[Row, int]] = []
-        planned: dict[int, int] = {}
-        for row, index in candidates:
-            if not fine[index]:
+        chosen, places = self._affordable(candidates)
+        if not chosen:
+            return
+        drawn = self.runner.draw(logits, places, chosen)
+        for row, token, logprob, sample_logprob in zip(chosen, *(part.tolist() for part in drawn), strict=True):
+            if logprob != logprob:
                 self._leave(row)
                 self._resolve(row, error=_not_finite(len(row.tokens)))
                 continue
-            if row.ledger is not None:
-                # The budget may allow only some of these tokens.
-                count = planned.get(id(row.ledger), 0)
-                if count >= row.ledger.tokens_left:
-                    self._finish(row, "budget")
-                    continue
-                planned[id(row.ledger)] = count + 1
-            chosen.append((row, index))
-        if not chosen:
-            return
-        drawn, logprobs, sample_logprobs = draw(
-            logits, model, [i for _, i in chosen], [row.drawing for row, _ in chosen]
-        )
-        for (row, _), token, logprob, sample_logprob in zip(
-            chosen, drawn.tolist(), logprobs.tolist(), sample_logprobs.tolist(), strict=True
-        ):
             if row.ledger is not None:
                 row.ledger.tokens += 1
             try:
@@ -631,13 +611,30 @@ class Engine:
             if finish is not None:
                 self._finish(row, finish)
 
+    def _affordable(self, candidates: Sequence[tuple[Row, int]]) -> tuple[list[Row], list[int]]:
+        """The rows that get a token, and the places of their logits; those whose budget is spent end here."""
+        chosen, places = [], []
+        planned: dict[int, int] = {}
+        for row, place in candidates:
+            if row.ledger is not None:
+                # The budget may allow only some of these tokens.
+                count = planned.get(id(row.ledger), 0)
+                if count >= row.ledger.tokens_left:
+                    self._finish(row, "budget")
+                    continue
+                planned[id(row.ledger)] = count + 1
+            chosen.append(row)
+            places.append(place)
+        return chosen, places
+
     def _finish(self, row: Row, finish: Finish) -> None:
         """Deliver a running row's branch."""
         lease = Lease(self._leave(row), self._released)
         self._resolve(row, row.branch(finish, lease))
 
-    def _deliver_next_token(self, stem: Stem, model: Tensor, fine: bool) -> None:
-        values = model.cpu().numpy()
+    def _deliver_next_token(self, stem: Stem, logits: Tensor) -> None:
+        values = logits.log_softmax(-1).cpu().numpy()
+        fine = not np.isnan(values).any()
         for reader, i in stem.readers:
             if not fine:
                 self._resolve(reader, error=_not_finite(len(stem.tokens)))
@@ -647,14 +644,13 @@ class Engine:
             if not reader.missing:
                 self._resolve(reader, np.stack(reader.rows))  # type: ignore[arg-type]
 
-    def _deliver_scores(self, scorer: Scorer, hidden: Tensor, last: int, places: list[tuple[int, int]]) -> None:
-        rows = [at for first, count in places for at in (last, *range(first, first + count))]
+    def _deliver_scores(self, scorer: Scorer, logits: Tensor) -> None:
         targets = torch.tensor([t for c in scorer.continuations for t in c], device=self.device)
-        logprobs = self._logits(hidden, rows).log_softmax(-1)
+        logprobs = logits.log_softmax(-1)
         others = torch.tensor(scorer.others, dtype=torch.int64, device=self.device).expand(len(targets), -1)
         values = logprobs.gather(1, torch.cat([targets[:, None], others], 1)).cpu().numpy()
         if not np.isfinite(values).all():
-            self._resolve(scorer, error=_not_finite(last))
+            self._resolve(scorer, error=_not_finite(scorer.position))
             return
         ends = np.cumsum([len(c) for c in scorer.continuations])
         self._resolve(scorer, np.split(values if scorer.others else values[:, 0], ends[:-1]))

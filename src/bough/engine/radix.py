@@ -46,15 +46,21 @@ class Node:
 
 
 class RadixTree:
-    """Token prefixes and their slots in a `Pool`."""
+    """Token prefixes and their slots in a `Pool`.
+
+    Attributes:
+        version: changes whenever the path from the root to some node does.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.version = 0
         self._clock = count(1)
         self.clear()
 
     def clear(self) -> None:
         """Forget everything; the slots are not returned."""
+        self.version += 1
         self.root = Node(None, np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
         self.cached = 0
 
@@ -82,6 +88,7 @@ class RadixTree:
     def _split(self, node: Node, at: int) -> Node:
         """Cut a node after ``at`` tokens; returns the new upper part."""
         assert node.parent is not None
+        self.version += 1
         upper = Node(node.parent, node.tokens[:at], node.slots[:at], node.start)
         upper.tick = node.tick
         node.parent.children[int(upper.tokens[0])] = upper

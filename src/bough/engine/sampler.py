@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +14,16 @@ from bough.core import Sampling
 from bough.core.noise import gumbel
 
 
-@dataclass
-class Drawing:
+class Drawing(Protocol):
     """One token to draw: how, with which noise (key, position), and the tokens so far (for the penalty)."""
 
     sampling: Sampling
     key: int
-    position: int
-    history: Callable[[], Sequence[int]]
+
+    @property
+    def position(self) -> int: ...
+
+    def history(self) -> Sequence[int]: ...
 
 
 def transform(logits: Tensor, sampling: Sampling, histories: Sequence[Sequence[int]] = ()) -> Tensor:
@@ -57,23 +60,24 @@ def transform(logits: Tensor, sampling: Sampling, histories: Sequence[Sequence[i
     return logits
 
 
-def draw(
-    logits: Tensor, model: Tensor, rows: Sequence[int], drawings: Sequence[Drawing]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token per drawing, each from row ``rows[i]`` of the logits.
+# Tokens int64 [B], and their log-probabilities under the model and under the distribution they were drawn from.
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def draw(logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
+    """Draw one token per drawing, each from row ``places[i]`` of the logits.
 
     Args:
-        logits: ``[N, V]`` float32, finite.
-        model: their log-softmax.
-        rows: B indices into the logits.
+        logits: ``[N, V]`` float32.
+        places: B indices into the logits.
         drawings: B of them.
 
     Returns:
-        tokens int64 ``[B]``, their log-probabilities under the model and under the drawing distribution,
-        float32 ``[B]``.
+        See `Drawn`; float32 ``[B]`` each. Where a row's logits are not finite, the log-probabilities are NaN.
     """
     device = logits.device
-    row_of = torch.tensor(rows, device=device)
+    rows = logits[torch.tensor(places, device=device)]
+    model = rows.log_softmax(-1)
     tokens = torch.empty(len(drawings), dtype=torch.int64, device=device)
     sample_logprobs = torch.zeros(len(drawings), dtype=torch.float32, device=device)
     groups: dict[Sampling, list[int]] = defaultdict(list)
@@ -83,9 +87,9 @@ def draw(
         where = torch.tensor(members, device=device)
         histories = [drawings[i].history() for i in members] if sampling.repetition_penalty != 1 else []
         if sampling.plain:
-            target = proposal = model[row_of[where]]
+            target = proposal = model[where]
         else:
-            target = transform(logits[row_of[where]], sampling, histories)
+            target = transform(rows[where], sampling, histories)
             proposal = target.log_softmax(-1)
         if sampling.temperature == 0:
             tokens[where] = target.argmax(-1)
@@ -99,4 +103,5 @@ def draw(
         drawn = (proposal + noise).argmax(-1)
         tokens[where] = drawn
         sample_logprobs[where] = proposal.gather(1, drawn[:, None])[:, 0]
-    return tokens, model[row_of, tokens], sample_logprobs
+    logprobs = model.gather(1, tokens[:, None])[:, 0]
+    return tokens.cpu().numpy(), logprobs.cpu().numpy(), sample_logprobs.cpu().numpy()

@@ -218,7 +218,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config.norm_eps, config.traits.norm_offset)
         self.head = _head(config)
-        self._rotaries = [Rotary(spec, config.head_dim, config.context) for spec in config.ropes]
+        self.rotaries = [Rotary(spec, config.head_dim, config.context) for spec in config.ropes]
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any], seed: int = 0, context: int | None = None) -> Decoder:
@@ -263,9 +263,9 @@ class Decoder(nn.Module):
                 raise InvalidInput(f"layer {index} is to be captured, but the pass does not run it")
         try:
             x = self.embed(tokens)
-            waves = [rotary.at(positions) for rotary in self._rotaries]
+            waves = [rotary.at(positions) for rotary in self.rotaries]
         except IndexError:
-            self._name_the_index(tokens, positions)
+            self.check_indices(tokens, positions)
             raise
         if config.embed_scale != 1.0:
             # The scale is rounded to the parameters' type, as in training.
@@ -273,7 +273,7 @@ class Decoder(nn.Module):
         captured = {}
         for index in run:
             rope = config.layers[index].rope
-            rotation = (None, None) if rope is None else (self._rotaries[rope], waves[rope])
+            rotation = (None, None) if rope is None else (self.rotaries[rope], waves[rope])
             x = self.layers[index](x, attend, *rotation)
             if index in capture:
                 captured[index] = x
@@ -285,6 +285,10 @@ class Decoder(nn.Module):
             logits = F.linear(hidden, self.embed.weight).float()
         else:
             logits = self.head(hidden).float()
+        return self.finish_logits(logits)
+
+    def finish_logits(self, logits: Tensor) -> Tensor:
+        """What comes after the head's product: the scale and the soft-cap."""
         if self.config.logit_scale != 1.0:
             logits = logits * self.config.logit_scale
         if self.config.logit_softcap is not None:
@@ -298,9 +302,10 @@ class Decoder(nn.Module):
         page can be read at several offsets.
         """
         rope = self.config.layers[layer].rope
-        return k if rope is None else self._rotaries[rope].shift(k, delta)
+        return k if rope is None else self.rotaries[rope].shift(k, delta)
 
-    def _name_the_index(self, tokens: Tensor, positions: Tensor) -> None:
+    def check_indices(self, tokens: Tensor, positions: Tensor) -> None:
+        """Raise :class:`InvalidInput` for a token outside the vocabulary or a position beyond the context."""
         vocab, context = self.config.vocab_size, self.config.context
         for token in tokens[(tokens < 0) | (tokens >= vocab)].tolist():
             raise InvalidInput(f"token id {token} is outside the vocabulary, 0 .. {vocab - 1}")

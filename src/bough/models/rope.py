@@ -123,13 +123,16 @@ class Rotary:
         both = torch.cat([cos, cos, rest + 1], -1), torch.cat([-sin, sin, rest], -1)
         return both[0].float().unsqueeze(1), both[1].float().unsqueeze(1)
 
-    def at(self, positions: Tensor) -> Wave:
-        """``positions [T]`` int64 -> what :meth:`rotate` needs; raises IndexError beyond the context."""
-        device = positions.device
+    def tables(self, device: torch.device) -> Wave:
+        """What :meth:`rotate` needs of every position of the context, ``[context, 1, head_dim]`` each."""
         if device not in self._tables:
             cos, sin = self._wave(torch.arange(self.context), self.frequencies, self.spec.attention_factor)
             self._tables[device] = cos.to(device), sin.to(device)
-        cos, sin = self._tables[device]
+        return self._tables[device]
+
+    def at(self, positions: Tensor) -> Wave:
+        """``positions [T]`` int64 -> what :meth:`rotate` needs; raises IndexError beyond the context."""
+        cos, sin = self.tables(positions.device)
         return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def rotate(self, x: Tensor, wave: Wave) -> Tensor:

@@ -1,0 +1,99 @@
+"""What runs passes: torch's operations, on any device and for any model, or a compiled pass where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bough.core import UnsupportedError
+from bough.models import Decoder
+
+from .attention import TreeAttention, padded
+from .pool import Pool
+from .query import QueryRun
+from .sampler import Drawing, Drawn, draw
+
+
+class Runner(Protocol):
+    """Runs passes of one decoder, with keys and values in one pool."""
+
+    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Sequence[int], version: int) -> Tensor:
+        """Compute new tokens: their keys and values go to the pool, and the logits that are wanted are returned.
+
+        Args:
+            runs: whose tokens they are.
+            tokens: the new tokens of all runs, in their order, int64.
+            places: indices into ``tokens``.
+            version: of the tree: as long as it stays the same, so does the path of every node.
+
+        Returns:
+            float32 ``[len(places), V]``; its memory may be used again by the next pass.
+
+        Raises:
+            InvalidInput: a token is outside the vocabulary, or a position beyond the context.
+        """
+        ...
+
+    def draw(self, logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
+        """Draw tokens from rows of the latest pass's logits; see `bough.engine.sampler.draw`."""
+        ...
+
+
+class TorchRunner:
+    """The reference: the decoder as it is, with `TreeAttention`.
+
+    Args:
+        decoder: the model.
+        pool: its keys and values.
+        share_from: see `bough.engine.attention.SHARE_FROM`.
+    """
+
+    def __init__(self, decoder: Decoder, pool: Pool, share_from: int) -> None:
+        self._decoder, self._pool, self._share_from = decoder, pool, share_from
+        self._windows = frozenset(layer.attention.window for layer in decoder.config.layers)
+
+    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Sequence[int], version: int) -> Tensor:
+        """See `Runner.run`."""
+        attention = TreeAttention(self._pool, runs, self._windows, self._share_from)
+        flat, positions = np.zeros((2, attention.size), np.int64)
+        flat[: len(tokens)] = tokens
+        positions[: len(tokens)] = np.concatenate([np.arange(run.start, run.end) for run in runs])
+        hidden = self._decoder(self._tensor(flat), self._tensor(positions), attention).last
+        index = np.zeros(padded(max(len(places), 1)), np.int64)
+        index[: len(places)] = places
+        return self._decoder.logits(hidden[self._tensor(index)])[: len(places)].float()
+
+    def draw(self, logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
+        """See `Runner.draw`."""
+        return draw(logits, places, drawings)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._pool.data.device)
+
+
+def make_runner(decoder: Decoder, pool: Pool, *, share_from: int, threads: int | None, compiled: bool | None) -> Runner:
+    """The fastest runner there is for this model on this machine.
+
+    Args:
+        decoder: the model.
+        pool: its keys and values.
+        share_from: see `bough.engine.attention.SHARE_FROM`.
+        threads: of the compiled pass; default, as many as torch uses.
+        compiled: False for torch's operations; True refuses them.
+
+    Raises:
+        UnsupportedError: ``compiled`` is True and the compiled pass cannot run the model here.
+    """
+    if compiled is not False:
+        from .cpu import CompiledRunner, unsupported
+
+        reason = unsupported(decoder)
+        if reason is None:
+            return CompiledRunner(decoder, pool, threads or torch.get_num_threads())
+        if compiled:
+            raise UnsupportedError(f"there is no compiled pass for this model: {reason}")
+    return TorchRunner(decoder, pool, share_from)
