@@ -93,6 +93,7 @@ def load(
     context: int | None = None,
     kv_tokens: int | None = None,
     max_batch: int | None = None,
+    threads: int | None = None,
 ) -> Backend:
     """Load a model and start an engine for it.
 
@@ -106,6 +107,7 @@ def load(
         context: the longest branch in tokens, prompt included; default, the checkpoint's own.
         kv_tokens: size of the cache of keys and values; default, what the engine thinks fits in memory.
         max_batch: the most branches that advance in one pass; default, the engine's.
+        threads: how many CPU threads compute a pass; default, as many as torch uses.
 
     Raises:
         InvalidInput: an argument is out of range, dtype and weights contradict each other, or there is no embedded
@@ -114,20 +116,22 @@ def load(
         ConfigError: bough does not execute this architecture.
         CheckpointError: the checkpoint is missing, incomplete or corrupt.
     """
-    for name, value in (("context", context), ("kv_tokens", kv_tokens), ("max_batch", max_batch)):
+    limits = {"context": context, "kv_tokens": kv_tokens, "max_batch": max_batch, "threads": threads}
+    for name, value in limits.items():
         if value is not None and value < 1:
             raise InvalidInput(f"{name}={value} must be at least 1; leave it out for the default")
     folder = resolve(source)
     import torch
 
-    from bough.engine import NativeBackend
+    from bough.engine import NativeBackend, compiles
     from bough.models import load_decoder, load_tokenizer
 
     where = _device(device)
-    decoder = load_decoder(folder, dtype=_dtype(dtype), device=where, context=context, weights=weights)
+    decoder = load_decoder(
+        folder, dtype=_dtype(dtype), device=where, context=context, weights=weights, pack_if=compiles
+    )
     # What the caller leaves out is the engine's to choose.
-    limits: dict[str, Any] = {"kv_tokens": kv_tokens, "max_batch": max_batch}
-    given = {name: value for name, value in limits.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None and name != "context"}
     backend: Backend = NativeBackend(decoder, load_tokenizer(folder), name=os.fspath(source), **given)
     assert isinstance(where, torch.device)
     return backend

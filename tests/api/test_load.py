@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 import bough
 from bough import api, zoo
-from bough.core import CheckpointError, InvalidInput, Run, UnsupportedError
+from bough.core import CapacityError, CheckpointError, InvalidInput, Run, UnsupportedError
 from bough.models import packed_as
 from bough.rewards import Oracle
 from bough.search import Greedy
@@ -58,6 +58,18 @@ def test_the_options_reach_the_engine(checkpoint):
         assert lm.engine.max_batch == 3
     with bough.load(checkpoint, dtype=torch.float32) as lm:
         assert next(lm.decoder.parameters()).dtype == torch.float32
+
+
+def test_more_threads_than_cores_are_refused(checkpoint):
+    with pytest.raises(InvalidInput, match=r"threads=4096 is more than the \d+ cores"):
+        bough.load(checkpoint, threads=4096)
+    with bough.load(checkpoint, weights="bf16", threads=1) as lm:
+        assert bough.solve(lm, "the sum", strategy=Greedy(max_tokens=5)).ledger.tokens
+
+
+def test_a_cache_larger_than_the_memory_is_refused_with_a_size_that_fits(checkpoint):
+    with pytest.raises(CapacityError, match=r"kv_tokens=\d+ needs .* GiB .* set kv_tokens to \d+ or less"):
+        bough.load(checkpoint, kv_tokens=1 << 40)
 
 
 @pytest.mark.parametrize(("weights", "near"), [("fp32", 1e-5), ("bf16", 0.1), ("int8", 0.3), ("int4", 2.0)])

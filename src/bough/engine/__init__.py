@@ -2,5 +2,6 @@
 
 from .backend import NativeBackend
 from .engine import Engine, Stats
+from .runner import compiles
 
-__all__ = ["Engine", "NativeBackend", "Stats"]
+__all__ = ["Engine", "NativeBackend", "Stats", "compiles"]

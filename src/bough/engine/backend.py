@@ -41,7 +41,7 @@ class NativeBackend(Backend):
         max_batch: branches that are drawn at the same time at most.
         max_pass: tokens in one forward pass at most; longer prompts are computed in chunks.
         share_from: see `bough.engine.attention.SHARE_FROM`.
-        threads: of a compiled pass; default, as many as torch uses.
+        threads: CPU threads; default, as many as torch uses.
         compiled: whether passes are compiled (`bough.engine.cpu`); default, where the model and the CPU allow it. The
             decoder's linear layers are packed in place then.
     """

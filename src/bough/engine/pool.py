@@ -6,9 +6,31 @@ is ever copied, and none is partly empty.
 
 from __future__ import annotations
 
+import math
+import os
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from bough.core import CapacityError
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of memory that a device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on every system
+        return 1 << 62
+
+
+def _too_large(slots: int, needed: int, limit: int) -> str:
+    return (
+        f"kv_tokens={slots} needs {needed / 2**30:.1f} GiB for keys and values, and there are "
+        f"{limit / 2**30:.1f} GiB of memory in all; set kv_tokens to {slots * limit // (2 * needed)} or less"
+    )
 
 
 class Pool:
@@ -27,7 +49,15 @@ class Pool:
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.data = torch.empty(layers, 2, slots, kv_heads, head_dim, dtype=dtype, device=device)
+        shape = (layers, 2, slots, kv_heads, head_dim)
+        needed = math.prod(shape) * dtype.itemsize
+        limit = _memory(device)
+        if needed > limit:
+            raise CapacityError(_too_large(slots, needed, limit))
+        try:
+            self.data = torch.empty(shape, dtype=dtype, device=device)
+        except RuntimeError as error:  # torch has no class for what its CPU allocator says
+            raise CapacityError(_too_large(slots, needed, limit)) from error
         self.token_bytes = self.data[:, :, 0].numel() * self.data.element_size()
         self.total = slots
         self.peak = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bough.core import UnsupportedError
+from bough.core import InvalidInput, UnsupportedError
 from bough.models import Decoder
+from bough.models.config import ModelConfig
 
 from .attention import TreeAttention, padded
 from .pool import Pool
@@ -75,25 +77,48 @@ class TorchRunner:
         return torch.from_numpy(array).to(self._pool.data.device)
 
 
-def make_runner(decoder: Decoder, pool: Pool, *, share_from: int, threads: int | None, compiled: bool | None) -> Runner:
+def compiles(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether passes of such a model are compiled here, on packed weights."""
+    if device.type != "cpu":
+        return False
+    from .cpu import unsupported
+
+    return unsupported(config, dtype, device) is None
+
+
+def make_runner(
+    decoder: Decoder, pool: Pool, *, share_from: int, threads: int | None, compiled: bool | None
+) -> Runner:
     """The fastest runner there is for this model on this machine.
 
     Args:
         decoder: the model.
         pool: its keys and values.
         share_from: see `bough.engine.attention.SHARE_FROM`.
-        threads: of the compiled pass; default, as many as torch uses.
+        threads: CPU threads; default, as many as torch uses. Without a compiled pass, torch uses so many from now on.
         compiled: False for torch's operations; True refuses them.
 
     Raises:
+        InvalidInput: there are fewer cores than threads.
         UnsupportedError: ``compiled`` is True and the compiled pass cannot run the model here.
     """
-    if compiled is not False:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        raise InvalidInput(
+            f"threads={threads} is more than the {cores} cores that this process may run on; with threads that wait "
+            f"for each other's core, a pass takes many times as long. Ask for {cores} or fewer"
+        )
+    weight = next(decoder.parameters())
+    if compiled is not False and weight.device.type == "cpu":
         from .cpu import CompiledRunner, unsupported
 
-        reason = unsupported(decoder)
+        reason = unsupported(decoder.config, weight.dtype, weight.device)
         if reason is None:
-            return CompiledRunner(decoder, pool, threads or torch.get_num_threads())
-        if compiled:
-            raise UnsupportedError(f"there is no compiled pass for this model: {reason}")
+            return CompiledRunner(decoder, pool, threads or min(torch.get_num_threads(), cores))
+    else:
+        reason = f"the model is on {weight.device}"
+    if compiled:
+        raise UnsupportedError(f"there is no compiled pass for this model: {reason}")
+    if threads is not None:
+        torch.set_num_threads(threads)
     return TorchRunner(decoder, pool, share_from)

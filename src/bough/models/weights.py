@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -139,13 +139,15 @@ def load_decoder(
     device: torch.device | str = "cpu",
     context: int | None = None,
     weights: str | None = None,
+    pack_if: Callable[[ModelConfig, torch.dtype, torch.device], bool] | None = None,
 ) -> Decoder:
     """Load a Hugging Face folder, or a Hub id, as a :class:`Decoder` in evaluation mode.
 
     ``dtype`` defaults to the one the checkpoint is stored in. ``context`` is the longest sequence in
     tokens, and fixes the rotary regime (see :mod:`.rope`). ``weights`` "fp32" and "bf16" are that ``dtype``;
     "int8" and "int4" round each layer as soon as it is read, as :func:`.packed.pack_decoder` does, so that memory
-    holds the result and one layer or the embedding as they are stored; the rest is bfloat16.
+    holds the result and one layer or the embedding as they are stored; the rest is bfloat16. A
+    decoder in bfloat16 is packed too if ``pack_if(config, dtype, device)`` is true.
 
     Raises :class:`InvalidInput` for unknown ``weights`` or a ``dtype`` that contradicts them;
     :class:`~bough.core.errors.ConfigError` for a config that bough does not execute;
@@ -167,6 +169,9 @@ def load_decoder(
         raise CheckpointError(f"{folder} mixes types: {named}; say which to load with dtype=")
     if dtype is None or packs:  # what is packed is rounded once, from what is stored
         dtype = next(iter(stored)) if len(stored) == 1 else torch.float32
+    if packs is None and dtype == torch.bfloat16 and pack_if and pack_if(config, dtype, torch.device(device)):
+        packs = "bf16"
+        check_packable(decoder, packs)
     # The ends come first: the embedding is the largest, and there is little else yet.
     for module in (decoder.embed, decoder.norm, decoder.head):
         if module is not None:

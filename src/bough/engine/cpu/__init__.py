@@ -16,6 +16,6 @@ by Numba, runs on every thread from the embedding to the logits, and meets the o
     runner     a decoder and its working memory, for the engine
 """
 
-from .runner import CompiledRunner, unsupported
+from .runner import CompiledRunner, missing_instructions, unsupported
 
-__all__ = ["CompiledRunner", "unsupported"]
+__all__ = ["CompiledRunner", "missing_instructions", "unsupported"]

@@ -14,8 +14,30 @@ import numpy as np
 from numba import njit
 
 from .simd import (
-    between, constant, exp2, fill, fill_ints, first_lanes, fma, get_f32, get_i32, get_i64, interleave, largest, load,
-    load_bf16, load_ints, maximum, pairs_bf16, put_f32, put_i32, put_i64, store, store_ints, total, where_le,
+    between,
+    constant,
+    exp2,
+    fill,
+    fill_ints,
+    first_lanes,
+    fma,
+    get_f32,
+    get_i32,
+    get_i64,
+    interleave,
+    largest,
+    load,
+    load_bf16,
+    load_ints,
+    maximum,
+    pairs_bf16,
+    put_f32,
+    put_i32,
+    put_i64,
+    store,
+    store_ints,
+    total,
+    where_le,
 )  # fmt: skip
 from .tiles import bf16_tile, dots
 
@@ -49,7 +71,7 @@ def soft_capped(s, cap):  # type: ignore[no-untyped-def]
 
 @njit
 def hide(scores, rows, row_bytes, first_depth, visible, window):  # type: ignore[no-untyped-def]
-    """-inf where a key, at ``first_depth`` + row, lies beyond the depth ``visible`` of a lane, or outside its window."""
+    """-inf where a key, at depth ``first_depth`` + row, is beyond a lane's depth ``visible`` or outside its window."""
     hidden = constant(-np.inf)
     for i in range(rows):
         depth = fill_ints(first_depth + i)
@@ -162,8 +184,8 @@ def attend(part, head, model, layer, shape, memory, keys, mine, out, top, mass):
             put_i64(lines + 8 * i, keys + slot * token + head * dim * 2)
         if few:
             for column in range(part.first_column, part.last_column):
-                attend_one(column, start, count, model, layer, shape, query + 4 * column, lines, to_value, mine + 8 * BLOCK,
-                           out + 4 * column, top + 4 * column, mass + 4 * column)  # fmt: skip
+                attend_one(column, start, count, model, layer, shape, query + 4 * column, lines, to_value,
+                           pairs, out + 4 * column, top + 4 * column, mass + 4 * column)  # fmt: skip
             continue
         halves = (count + 1) // 2
         for i in range(halves):

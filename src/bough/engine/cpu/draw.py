@@ -1,4 +1,4 @@
-"""Drawing tokens: Gumbel-max over a row of logits with the noise of `bough.core.noise`, while walking over the row."""
+"""Drawing tokens: Gumbel-max over a row of logits with the noise of `bough.core.noise`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,28 @@ from numba import carray, njit
 
 from .records import DRAW
 from .simd import (
-    constant, exp2, fill, fill_ints, get_f32, get_i32, get_i64, lane_numbers, largest, load, load_ints, log, maximum,
-    pointer, put_f32, put_i64, start_noise, store, store_ints, total, uniform, where_gt, where_one,
+    constant,
+    exp2,
+    fill,
+    fill_ints,
+    get_f32,
+    get_i32,
+    get_i64,
+    lane_numbers,
+    largest,
+    load,
+    log,
+    maximum,
+    pointer,
+    put_f32,
+    put_i64,
+    start_noise,
+    store,
+    store_ints,
+    total,
+    uniform,
+    where_gt,
+    where_one,
 )  # fmt: skip
 
 LOG2_E = 1.4426950408889634

@@ -10,14 +10,26 @@ import numpy as np
 from numba import carray, njit
 
 from .attend import LEAST, LOG2_E, attend
+from .barrier import meet
 from .draw import draw_share
 from .products import add_bias, linear_rows, narrow_row, norm_row
 from .records import LAYER, LINEAR, MEMORY, MODEL, PART, PASS
 from .simd import (
-    constant, exp2, fill, get_f32, get_i32, get_i64, load, load_bf16, maximum, pointer, put_f32, put_i32, store,
+    constant,
+    exp2,
+    fill,
+    get_f32,
+    get_i32,
+    get_i64,
+    load,
+    load_bf16,
+    maximum,
+    pointer,
+    put_f32,
+    put_i32,
+    store,
     store_bf16,
 )  # fmt: skip
-from .barrier import meet
 
 SILU, GELU_TANH, RELU = range(3)
 ACTIVATIONS = {"silu": SILU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU}
@@ -113,7 +125,11 @@ def attend_parts(model, layer, shape, memory, keys, thread, threads):  # type: i
     """This thread's share of all parts and heads."""
     dim, columns = model.head_dim, shape.columns
     lanes = model.kv_heads * columns
-    out, top, mass = memory.out + thread * lanes * dim * 4, memory.top + thread * lanes * 4, memory.mass + thread * lanes * 4
+    out, top, mass = (
+        memory.out + thread * lanes * dim * 4,
+        memory.top + thread * lanes * 4,
+        memory.mass + thread * lanes * 4,
+    )
     zero, least = constant(0.0), constant(LEAST)
     for i in range(0, lanes * dim, 16):
         store(out + 4 * i, zero)
@@ -121,7 +137,9 @@ def attend_parts(model, layer, shape, memory, keys, thread, threads):  # type: i
         store(top + 4 * i, least)
         store(mass + 4 * i, zero)
     parts = carray(pointer(shape.parts), shape.part_count, PART)
-    everything = shape.total * model.kv_heads
+    everything = 0
+    for p in range(shape.part_count):
+        everything += parts[p].weight * model.kv_heads
     done = 0
     for head in range(model.kv_heads):
         place = head * columns * 4
@@ -209,7 +227,12 @@ def compute(thread, threads, team, model, shape, memory):  # type: ignore[no-unt
         embed(model, shape, memory, r)
     for index in range(model.depth):
         layer = layers[index]
-        qkv, out, gate_up, down = linears[4 * index], linears[4 * index + 1], linears[4 * index + 2], linears[4 * index + 3]
+        qkv, out, gate_up, down = (
+            linears[4 * index],
+            linears[4 * index + 1],
+            linears[4 * index + 2],
+            linears[4 * index + 3],
+        )
         keys = model.pool + index * 2 * model.pool_slots * model.kv_heads * model.head_dim * 2
         for r in range(first, last):
             y = memory.y + r * y_row
@@ -257,7 +280,9 @@ def compute(thread, threads, team, model, shape, memory):  # type: ignore[no-unt
         meet(team, threads)
     for r in range(first, last):
         add_to_residual(model, memory, r, linears[4 * model.depth - 1], layers[model.depth - 1].mlp_post_norm)
-        norm_row(memory.x + r * model.hidden * 4, model.norm, model.hidden, model.eps, memory.hidden + r * model.hidden * 4)
+        norm_row(
+            memory.x + r * model.hidden * 4, model.norm, model.hidden, model.eps, memory.hidden + r * model.hidden * 4
+        )
     meet(team, threads)
 
 

@@ -16,7 +16,6 @@ SHARE_FROM = 8
 _LONGEST = 512
 
 
-
 def columns(tokens: int, group: int) -> int:
     """Columns for the queries of so many tokens: whole vectors, and one more, which may begin at the last query."""
     return -(-tokens * group // 16) * 16 + 16
@@ -156,7 +155,7 @@ def _parts(
     (first, last), (nearest, furthest) = tokens, depths
     masked = nearest < end - 1 or any(furthest - start >= window for window in windows)
     single = last - first == furthest - nearest + 1
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for at in range(start, end, _LONGEST):
         upto = min(at + _LONGEST, end)
         # Of a single run's queries, those above the keys do not see them.

@@ -6,8 +6,20 @@ import numpy as np
 from numba import njit
 
 from .simd import (
-    absolute, constant, fill, largest, load, peak_of, put_f32, put_i32, store, store_bf16, store_int8,
-    to_floats, to_ints, total,
+    absolute,
+    constant,
+    fill,
+    largest,
+    load,
+    peak_of,
+    put_f32,
+    put_i32,
+    store,
+    store_bf16,
+    store_int8,
+    to_floats,
+    to_ints,
+    total,
 )  # fmt: skip
 from .tiles import bf16_tile, integer_tile
 
@@ -128,9 +140,13 @@ def _integer_rows(bits, tile_4x3, tile_1x3, tile_4x1, tile_1x1, tile_1x4):  # ty
                     r += 1
                 elif r + 4 <= rows:
                     if width == 3:
-                        tile_4x3(xr, x_row, xs, xt, x_groups, w, panel, ws, panel_scales, group, groups, orow, out_row)
+                        tile_4x3(
+                            xr, x_row, xs, xt, x_groups, w, panel, ws, panel_scales, group, groups, orow, out_row
+                        )
                     else:
-                        tile_4x1(xr, x_row, xs, xt, x_groups, w, panel, ws, panel_scales, group, groups, orow, out_row)
+                        tile_4x1(
+                            xr, x_row, xs, xt, x_groups, w, panel, ws, panel_scales, group, groups, orow, out_row
+                        )
                     r += 4
                 else:
                     if width == 3:

@@ -22,14 +22,14 @@ MODEL = _record(
     "eps embed_scale residual_scale",
 )
 
-# Tokens to draw. logits: float32, rows `row` bytes apart; places, keys, positions: int64 [count], places in the logits;
-# temperatures: float32 [count]. Results: tokens int64, logprobs and sample_logprobs float32 [count].
+# Tokens to draw. logits: float32, rows `row` bytes apart; places (rows of the logits), keys, positions: int64
+# [count]; temperatures: float32 [count]. Results: tokens int64, logprobs and sample_logprobs float32 [count].
 DRAW = _record("logits row vocabulary places keys positions temperatures count tokens logprobs sample_logprobs")
 
-# A pass of `count` tokens, and then what is drawn: draws is 0 or the address of a DRAW. tokens, positions, slots: int64 [count]. parts: records. wanted: int64 [wanted_count],
-# the places whose logits are wanted. columns: count * group, and 16 more for the last vector to reach beyond.
-# visible: int32 [columns], the depth of the query in each column.
-PASS = _record("tokens positions slots count columns visible parts part_count wanted wanted_count total draws")
+# A pass of `count` tokens, and then what is drawn. tokens, positions, slots: int64 [count]. parts: records. wanted:
+# int64 [wanted_count], the places whose logits are wanted. columns: one for each query of a key head (`plan.columns`).
+# visible: int32 [columns], the depth of the query in each column. draws: 0, or the address of a DRAW.
+PASS = _record("tokens positions slots count columns visible parts part_count wanted wanted_count draws")
 
 # Queries first_column..last_column attend to keys at depths start..end, which lie in slots[depth]; `masked` where a
 # key may lie beyond a query, or outside of its window. weight: the work, in units of its own.
@@ -39,4 +39,6 @@ PART = _record("slots first_column last_column start end masked weight")
 # narrow: inputs of products, [count, ...] bytes; scales, starts: of quantised inputs; query: bfloat16 pairs
 # [kv_heads, head_dim / 2, columns, 2]; out: float32 [threads, kv_heads, head_dim, columns]; top, mass: [threads,
 # kv_heads, columns]; mine: per thread. logits: float32 [wanted_count, head.panels * 16].
-MEMORY = _record("x y hidden wide wide_row narrow narrow_row scales starts groups query out top mass mine mine_bytes logits")
+MEMORY = _record(
+    "x y hidden wide wide_row narrow narrow_row scales starts groups query out top mass mine mine_bytes logits"
+)

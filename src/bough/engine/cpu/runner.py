@@ -9,11 +9,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
-from torch import Tensor
+from torch import Tensor, nn
 
 from bough.core import Sampling
 from bough.models import Decoder
-from bough.models.decoder import Norm, SparseMlp
+from bough.models.config import ModelConfig
+from bough.models.decoder import HeadNorm, Layer, Norm
 from bough.models.packed import PackedLinear, pack_decoder, packed_as
 
 from ..pool import Pool
@@ -28,19 +29,23 @@ from .team import Team
 _LARGE = 64 << 20  # bytes of logits that are not kept for the next pass
 
 
-def unsupported(decoder: Decoder) -> str | None:
-    """Why the compiled pass cannot run this decoder here; None if it can."""
-    config = decoder.config
-    weight = next(decoder.parameters())
-    if weight.device.type != "cpu":
-        return f"the model is on {weight.device}"
-    if weight.dtype != torch.bfloat16:
-        return f"the model is in {weight.dtype}"
+def missing_instructions() -> list[str]:
+    """The sets of instructions that compiled passes need and this CPU lacks."""
     features = get_host_cpu_features()
-    missing = [name for name in ("avx512f", "avx512dq", "avx512bw", "avx512bf16", "avx512vnni") if not features.get(name)]
-    if missing:
+    return [
+        name for name in ("avx512f", "avx512dq", "avx512bw", "avx512bf16", "avx512vnni") if not features.get(name)
+    ]
+
+
+def unsupported(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the compiled pass cannot run such a model here; None if it can."""
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    if dtype != torch.bfloat16:
+        return f"the model is in {dtype}"
+    if missing := missing_instructions():
         return f"the CPU lacks {', '.join(missing)}"
-    if any(isinstance(layer.mlp, SparseMlp) for layer in decoder.layers):
+    if any(layer.sparse for layer in config.layers):
         return "it is a mixture of experts"
     if config.traits.qk_norm == "full" or config.qkv_clip is not None:
         return "its queries and keys are normalised over all heads together, or clipped"
@@ -73,10 +78,14 @@ class CompiledRunner:
         self._kept: list[Tensor] = []  # what the records have the addresses of
         self._model = self._describe(decoder, pool)
         self._pass, self._memory, self._draws = np.zeros(1, PASS), np.zeros(1, MEMORY), np.zeros(1, DRAW)
+        self._records = self._model.ctypes.data, self._pass.ctypes.data, self._memory.ctypes.data
+        self._draws_at = self._draws.ctypes.data
+        self._drawings, self._logprobs = np.zeros((4, 0), np.int64), np.zeros((3, 0), np.float32)
         self._plan: Plan | None = None
         self._rows = self._wanted = 0
         self._logits = torch.empty(0, 0)
         self._packed_head = isinstance(decoder.head, PackedLinear)
+        self._fit(8, 8)
 
     # The model's records ------------------------------------------------------------------------------------
 
@@ -87,11 +96,12 @@ class CompiledRunner:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _linear(self, linear: PackedLinear) -> tuple[int, ...]:
+    def _linear(self, linear: nn.Module) -> tuple[int, ...]:
+        assert isinstance(linear, PackedLinear)
         panels = linear.codes.shape[0]
         bias = linear.bias
         if bias is not None:
-            bias = torch.nn.functional.pad(bias.float(), (0, 16 * panels - len(bias)))
+            bias = nn.functional.pad(bias.float(), (0, 16 * panels - len(bias)))
         return (self._address(linear.codes), self._address(linear.scales), linear.bits, linear.group,
                 linear.in_features, linear.out_features, panels, self._address(bias))  # fmt: skip
 
@@ -103,14 +113,16 @@ class CompiledRunner:
         layers = np.zeros(config.num_layers, LAYER)
         linears = np.zeros(4 * config.num_layers + 1, LINEAR)
         tables = [rotary.tables(torch.device("cpu")) for rotary in decoder.rotaries]
-        for i, (layer, spec) in enumerate(zip(decoder.layers, config.layers, strict=True)):
-            modules = layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down
-            linears[4 * i : 4 * i + 4] = [self._linear(module) for module in modules]
+        for i, spec in enumerate(config.layers):
+            layer = decoder.layers[i]
+            assert isinstance(layer, Layer)
+            names = "attention.qkv", "attention.out", "mlp.gate_up", "mlp.down"
+            linears[4 * i : 4 * i + 4] = [self._linear(layer.get_submodule(name)) for name in names]
             record = layers[i]
-            for name, norm in (("norm", layer.attention_norm), ("post_norm", layer.attention_post_norm),
-                               ("mlp_norm", layer.mlp_norm), ("mlp_post_norm", layer.mlp_post_norm)):  # fmt: skip
-                record[name] = self._norm(norm)
-            if (heads := layer.attention.qk_norm) is not None:
+            record["norm"], record["post_norm"] = map(self._norm, (layer.attention_norm, layer.attention_post_norm))
+            record["mlp_norm"], record["mlp_post_norm"] = map(self._norm, (layer.mlp_norm, layer.mlp_post_norm))
+            heads = layer.attention.qk_norm
+            if isinstance(heads, HeadNorm):
                 query, key = (heads.weight.detach().float() + heads.offset).unbind()
                 record["query_norm"], record["key_norm"] = self._address(query), self._address(key)
             if spec.rope is not None:
@@ -142,7 +154,7 @@ class CompiledRunner:
         """Have working memory for so many rows, and so many of them with logits."""
         if rows <= self._rows and wanted <= self._wanted:
             return
-        rows, wanted = self._rows, self._wanted = max(rows, self._rows, 8), max(wanted, self._wanted, 8)
+        rows, wanted = self._rows, self._wanted = max(rows, self._rows), max(wanted, self._wanted)
         config, threads, linears = self._decoder.config, self._team.threads, self._linears
         lanes = config.num_kv_heads * columns(rows, self._group)
         inputs, products = int(linears["inputs"].max()), max(rows, wanted)
@@ -162,6 +174,8 @@ class CompiledRunner:
             record[name] = self._buffer.data_ptr() + padding + start
         record["wide_row"], record["narrow_row"], record["mine_bytes"] = wide, 2 * inputs, mine
         record["groups"] = inputs // 32  # the smallest groups
+        self._tokens, self._places = np.zeros(rows, np.int64), np.zeros(wanted, np.int64)
+        self._pass[0]["tokens"], self._pass[0]["wanted"] = self._tokens.ctypes.data, self._places.ctypes.data
         first = padding + int(starts[list(sizes).index("hidden")])
         hidden = self._buffer[first : first + sizes["hidden"]]
         self._hidden = hidden.view(torch.float32).view(rows, config.hidden_size)
@@ -170,52 +184,56 @@ class CompiledRunner:
 
     def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Sequence[int], version: int) -> Tensor:
         """Compute a pass; see `Runner.run`."""
-        if self._plan is None or not self._plan.advance(runs, version):
-            self._plan = Plan(runs, version, self._group, self._windows)
-            self._fit(len(tokens), len(places))
-        plan, config = self._plan, self._decoder.config
-        if tokens.min() < 0 or tokens.max() >= config.vocab_size or plan.positions.max() >= config.context:
-            self._decoder.check_indices(torch.from_numpy(tokens), torch.from_numpy(plan.positions[plan.where]))
-        ordered, wanted = tokens[plan.source], plan.where[places]
-        if len(wanted) > self._wanted:
-            self._fit(len(tokens), len(wanted))
-        logits = self._logits_memory(len(wanted))
-        record = self._pass[0]
-        for name, array in (("tokens", ordered), ("positions", plan.positions), ("slots", plan.slots),
-                            ("visible", plan.visible), ("parts", plan.parts), ("wanted", wanted)):  # fmt: skip
-            record[name] = array.ctypes.data
-        record["count"], record["columns"], record["part_count"] = len(tokens), len(plan.visible), len(plan.parts)
-        record["total"] = plan.parts["weight"].sum()
-        record["wanted_count"] = len(wanted) if self._packed_head else 0
-        record["draws"] = 0
+        config, record, count = self._decoder.config, self._pass[0], len(tokens)
+        self._fit(count, len(places))
+        plan = self._plan
+        if plan is None or not plan.advance(runs, version):
+            plan = self._plan = Plan(runs, version, self._group, self._windows)
+            if tokens.min() < 0 or tokens.max() >= config.vocab_size or plan.positions.max() >= config.context:
+                self._plan = None
+                self._decoder.check_indices(torch.from_numpy(tokens), torch.from_numpy(plan.positions[plan.where]))
+            for name, array in (("positions", plan.positions), ("slots", plan.slots), ("visible", plan.visible),
+                                ("parts", plan.parts)):  # fmt: skip
+                record[name] = array.ctypes.data
+            record["columns"], record["part_count"] = len(plan.visible), len(plan.parts)
+        self._tokens[:count] = tokens[plan.source]
+        wanted = self._places[: len(places)]
+        wanted[:] = plan.where[places]
+        logits = self._logits_memory(len(places))
+        record["count"], record["wanted_count"], record["draws"] = count, len(places) if self._packed_head else 0, 0
         self._memory[0]["logits"] = logits.data_ptr()
-        self._team.run(self._model.ctypes.data, self._pass.ctypes.data, self._memory.ctypes.data)
+        self._team.run(*self._records)
         if not self._packed_head:
             return self._decoder.logits(self._hidden[torch.from_numpy(wanted)].to(torch.bfloat16))
         return self._decoder.finish_logits(logits[:, : config.vocab_size])
 
     def draw(self, logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
         """Draw tokens; see `Runner.draw`."""
-        chosen = drawings[0].sampling
-        simple = {id(drawing.sampling) for drawing in drawings} == {id(chosen)} and _only_temperature(chosen)
+        chosen, count = drawings[0].sampling, len(drawings)
+        simple = _only_temperature(chosen) and all(drawing.sampling is chosen for drawing in drawings)
         if not simple or logits.stride(1) != 1:
             return draw(logits, places, drawings)
-        count = len(drawings)
-        inputs = np.empty((3, count), np.int64)
-        inputs[0], inputs[2] = places, [drawing.position for drawing in drawings]
-        inputs.view(np.uint64)[1] = [drawing.key for drawing in drawings]
-        temperatures = np.full(count, chosen.temperature, np.float32)
-        tokens, logprobs = np.empty(count, np.int64), np.empty((2, count), np.float32)
+        if self._drawings.shape[1] < count:
+            self._drawings = np.zeros((4, 2 * count), np.int64)
+            self._logprobs = np.zeros((3, 2 * count), np.float32)
+            names = "places", "keys", "positions", "tokens", "temperatures", "logprobs", "sample_logprobs"
+            for name, array in zip(names, [*self._drawings, *self._logprobs], strict=True):
+                self._draws[0][name] = array.ctypes.data
+        integers, floats = self._drawings[:, :count], self._logprobs[:, :count]
+        integers[0] = places
+        integers[1] = np.array([drawing.key for drawing in drawings], np.uint64).view(np.int64)
+        integers[2] = [drawing.position for drawing in drawings]
+        floats[0] = chosen.temperature
         record, shape = self._draws[0], self._pass[0]
-        for name, array in (("places", inputs[0]), ("keys", inputs[1]), ("positions", inputs[2]), ("tokens", tokens),
-                            ("temperatures", temperatures), ("logprobs", logprobs[0]),
-                            ("sample_logprobs", logprobs[1])):  # fmt: skip
-            record[name] = array.ctypes.data
-        record["logits"], record["row"], record["vocabulary"] = logits.data_ptr(), 4 * logits.stride(0), logits.shape[1]
+        record["logits"], record["row"], record["vocabulary"] = (
+            logits.data_ptr(),
+            4 * logits.stride(0),
+            logits.shape[1],
+        )
         record["count"] = count
-        shape["count"], shape["wanted_count"], shape["draws"] = 0, 0, self._draws.ctypes.data
-        self._team.run(self._model.ctypes.data, self._pass.ctypes.data, self._memory.ctypes.data)
-        return tokens, logprobs[0], logprobs[1]
+        shape["count"], shape["wanted_count"], shape["draws"] = 0, 0, self._draws_at
+        self._team.run(*self._records)
+        return integers[3], floats[1], floats[2]
 
     def _logits_memory(self, count: int) -> Tensor:
         """``[count, whole panels]`` float32, kept from pass to pass while it is not large."""

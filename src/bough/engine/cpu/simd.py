@@ -124,7 +124,12 @@ def _operator(op: Any, kind: Vector, generate: Callable[..., Any]) -> None:
         return generate(builder, *arguments)
 
 
-for _op, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _op, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _operator(_op, F32, lambda b, x, y, name=_name: getattr(b, name)(x, y, flags=("contract",)))
 for _op, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.or_, "or_"), (operator.and_, "and_")):
     _operator(_op, I32, lambda b, x, y, name=_name: getattr(b, name)(x, y))
@@ -261,7 +266,9 @@ scale_by_power = primitive(F32, [F32, F32], _scale_by_power)  # x * 2 ** floor(p
 
 
 where_one = primitive(  # x where a is 1, else y
-    F32, [F32, F32, F32], lambda b, a, x, y: b.select(b.fcmp_ordered("==", a, ir.Constant(FLOATS, [1.0] * LANES)), x, y)
+    F32,
+    [F32, F32, F32],
+    lambda b, a, x, y: b.select(b.fcmp_ordered("==", a, ir.Constant(FLOATS, [1.0] * LANES)), x, y),
 )
 
 # Noise: see `bough.core.noise` ------------------------------------------------------------------------------

@@ -50,7 +50,14 @@ def _compiled(sources: int) -> Any:
                 seen += 1
                 if get_i64(team + DISMISSED):
                     return seen
-                forward(thread, threads, team, get_i64(team + MODEL_AT), get_i64(team + PASS_AT), get_i64(team + MEMORY_AT))
+                forward(
+                    thread,
+                    threads,
+                    team,
+                    get_i64(team + MODEL_AT),
+                    get_i64(team + PASS_AT),
+                    get_i64(team + MEMORY_AT),
+                )
                 if thread == 0:
                     return seen
                 looks = 0
@@ -99,6 +106,7 @@ class Team:
         self.threads = threads
         self._passes = 0
         self._state = np.zeros(8 + threads, np.int64)
+        self._address = self._state.ctypes.data
         self._calls = [threading.Semaphore(0) for _ in range(threads)]
         for thread in range(1, threads):
             arguments = thread, threads, self._state, self._calls[thread]
@@ -115,7 +123,7 @@ class Team:
 
     def run(self, model: int, shape: int, memory: int) -> None:
         """One pass; the arguments are addresses of records (`bough.engine.cpu.records`)."""
-        team = self._state.ctypes.data
+        team = self._address
         asleep = announce(self.threads, team, model, shape, memory)
         for thread in range(1, self.threads):
             if asleep >> thread & 1:

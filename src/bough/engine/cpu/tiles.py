@@ -112,8 +112,10 @@ def integer_tile(rows: int, panels: int, bits: int) -> Any:
     """
 
     def generate(b: ir.IRBuilder, x: Any, x_row: Any, x_scales: Any, x_starts: Any, x_groups: Any, w: Any,
-                 w_panel: Any, w_scales: Any, w_scales_panel: Any, group: Any, groups: Any, out: Any, out_row: Any) -> None:  # fmt: skip
+                 w_panel: Any, w_scales: Any, w_scales_panel: Any, group: Any, groups: Any, out: Any,
+                 out_row: Any) -> None:  # fmt: skip
         steps = b.lshr(group, _I64(2 if bits == 8 else 3))
+
         def product(total: ir.Value, weight: ir.Value, value: ir.Value) -> ir.Value:
             return call(b, "llvm.x86.avx512.vpdpbusd.512", INTS, [total, weight, value])
 
@@ -141,9 +143,8 @@ def integer_tile(rows: int, panels: int, bits: int) -> Any:
                 return partial
 
             integers = _loop(b, steps, [start for start in starts for _ in blocks], step)
-            scales = [read(b, _plus(b, _plus(b, w_scales, p, w_scales_panel), g, 32), ir.VectorType(ir.HalfType(), 16), 2)
-                      for p in range(panels)]  # fmt: skip
-            wider = [b.fpext(scale, FLOATS) for scale in scales]
+            places = [_plus(b, _plus(b, w_scales, p, w_scales_panel), g, 32) for p in range(panels)]
+            wider = [b.fpext(read(b, place, ir.VectorType(ir.HalfType(), 16), 2), FLOATS) for place in places]
             of_rows = [splat(b, read(b, b.add(x_scales, at), _FLOAT, 4), FLOATS) for at in per_row]
             factors = [b.fmul(row, scale) for row in of_rows for scale in wider]
             return [
@@ -165,7 +166,9 @@ def _sums(b: ir.IRBuilder, vectors: Values) -> ir.Value:
     while len(vectors) > 1:
         # Lanes in groups of 2 width: of x the first, of y the second half of each group holds what is left to add.
         kept = [lane for lane in range(16) if not lane // width % 2]
-        low = [k for lane in kept[::width] for k in [*range(lane, lane + width), *range(16 + lane, 16 + lane + width)]]
+        low = [
+            k for lane in kept[::width] for k in [*range(lane, lane + width), *range(16 + lane, 16 + lane + width)]
+        ]
         high = [lane + width for lane in low]
         masks = [ir.Constant(ir.VectorType(_I32, 16), indices) for indices in (low, high)]
         vectors = [
