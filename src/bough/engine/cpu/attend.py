@@ -71,7 +71,7 @@ def soft_capped(s, cap):  # type: ignore[no-untyped-def]
 
 @njit
 def hide(scores, rows, row_bytes, first_depth, visible, window):  # type: ignore[no-untyped-def]
-    """-inf where a key, at depth ``first_depth`` + row, is beyond a lane's depth ``visible`` or outside its window."""
+    """-inf where a key, at depth ``first_depth`` + row, is beyond a lane's depth ``visible`` or its window."""
     hidden = constant(-np.inf)
     for i in range(rows):
         depth = fill_ints(first_depth + i)
@@ -211,7 +211,8 @@ def attend(part, head, model, layer, shape, memory, keys, mine, out, top, mass):
                 if layer.softcap > 0:
                     for i in range(count):
                         store(at + i * row_bytes, soft_capped(load(at + i * row_bytes), layer.softcap))
-                if part.masked or first + 16 > part.last_column:
+                beyond = start + count - 1 > get_i32(shape.visible + 4 * first)
+                if part.masked and (beyond or layer.window) or first + 16 > part.last_column:
                     # Lanes beyond the part see nothing of it.
                     depths = first_lanes(load_ints(shape.visible + 4 * first), part.last_column - first)
                     hide(at, count, row_bytes, start, depths, layer.window)
