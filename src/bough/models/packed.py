@@ -8,8 +8,9 @@ reference for faster kernels: the same numbers, slowly. Rounding by groups: arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from bough.core.errors import InvalidInput, UnsupportedError
 
 from .decoder import Decoder, SparseMlp
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 WEIGHTS = ("fp32", "bf16", "int8", "int4")  # the precisions that a decoder can be loaded in
 
@@ -35,6 +38,21 @@ _EXTREMES = tuple(7 + step / 4 for step in range(9))
 
 # The largest scale of a tensor, as float16, must be finite, and precise to 1.6 %; below 2^-14 they are subnormal.
 _LARGEST_SCALE, _SMALLEST_SCALE = 65504.0, 2.0**-18
+
+
+def _one_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Without torch's threads: on chunks that fit a core's cache, waiting for each other costs more than it saves."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return wrapped
 
 
 class PackedLinear(nn.Module):
@@ -68,6 +86,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
+    @_one_thread
     def pack(
         cls, weight: Tensor, bias: Tensor | None, bits: int, group: int | None = None, name: str = "weight"
     ) -> PackedLinear:

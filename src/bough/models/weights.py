@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -181,13 +182,30 @@ def load_decoder(
         _check_tied(decoder.embed.weight.data, files)
     if packs:
         pack_ends(decoder, packs)
-    scratch: dict[str, Tensor] | None = {} if packs else None
-    for index, layer in enumerate(decoder.layers):
-        _allocate(layer, dtype, device, scratch)
-        _fill(_layer_views(decoder, index), files)
-        if packs:
-            pack_layer(decoder, index, packs)
+    if packs:
+        _fill_and_pack(decoder, files, dtype, device, packs)
+    else:
+        for index, layer in enumerate(decoder.layers):
+            _allocate(layer, dtype, device)
+            _fill(_layer_views(decoder, index), files)
     return decoder.eval()
+
+
+def _fill_and_pack(
+    decoder: Decoder, files: Files, dtype: torch.dtype, device: torch.device | str, weights: str
+) -> None:
+    """Read each layer while the one before it is packed."""
+    scratch: list[dict[str, Tensor]] = [{}, {}]
+    packed: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as packer:
+        for index, layer in enumerate(decoder.layers):
+            if index >= len(scratch):
+                packed[index - len(scratch)].result()  # its memory is needed now
+            _allocate(layer, dtype, device, scratch[index % len(scratch)])
+            _fill(_layer_views(decoder, index), files)
+            packed.append(packer.submit(pack_layer, decoder, index, weights))
+        for layer_packed in packed:
+            layer_packed.result()
 
 
 def check_weights(weights: str | None, dtype: torch.dtype | None) -> torch.dtype | None:

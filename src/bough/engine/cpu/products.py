@@ -26,11 +26,11 @@ from .tiles import bf16_tile, integer_tile
 _bf16_8x3, _bf16_4x3, _bf16_1x3 = (bf16_tile(rows, 3) for rows in (8, 4, 1))
 _bf16_8x1, _bf16_4x1, _bf16_1x1 = (bf16_tile(rows, 1) for rows in (8, 4, 1))
 _bf16_1x8 = bf16_tile(1, 8)
-_int8_4x3, _int8_1x3, _int8_4x1, _int8_1x1, _int8_1x4 = (
-    integer_tile(rows, panels, 8) for rows, panels in ((4, 3), (1, 3), (4, 1), (1, 1), (1, 4))
+_int8_4x3, _int8_1x3, _int8_4x1, _int8_1x1, _int8_1x8 = (
+    integer_tile(rows, panels, 8) for rows, panels in ((4, 3), (1, 3), (4, 1), (1, 1), (1, 8))
 )
-_int4_4x3, _int4_1x3, _int4_4x1, _int4_1x1, _int4_1x4 = (
-    integer_tile(rows, panels, 4) for rows, panels in ((4, 3), (1, 3), (4, 1), (1, 1), (1, 4))
+_int4_4x3, _int4_1x3, _int4_4x1, _int4_1x1, _int4_1x8 = (
+    integer_tile(rows, panels, 4) for rows, panels in ((4, 3), (1, 3), (4, 1), (1, 1), (1, 8))
 )
 
 # From so many rows on, a tile of several rows and few panels loads less; below, many panels of one row.
@@ -114,7 +114,7 @@ def _bf16_rows(linear, memory, rows, first, last, out, out_row):  # type: ignore
         p += width
 
 
-def _integer_rows(bits, tile_4x3, tile_1x3, tile_4x1, tile_1x1, tile_1x4):  # type: ignore[no-untyped-def]
+def _integer_rows(bits, tile_4x3, tile_1x3, tile_4x1, tile_1x1, tile_1x8):  # type: ignore[no-untyped-def]
     """`linear_rows` for weights of so many bits."""
 
     @njit
@@ -126,8 +126,8 @@ def _integer_rows(bits, tile_4x3, tile_1x3, tile_4x1, tile_1x1, tile_1x4):  # ty
         while p < last:
             width = 1
             if rows < _TILED_ROWS:
-                if p + 4 <= last:
-                    width = 4
+                if p + 8 <= last:
+                    width = 8
             elif p + 3 <= last:
                 width = 3
             w, ws, o = linear.codes + p * panel, linear.scales + p * panel_scales, out + 64 * p
@@ -135,8 +135,8 @@ def _integer_rows(bits, tile_4x3, tile_1x3, tile_4x1, tile_1x1, tile_1x4):  # ty
             while r < rows:
                 xr, orow = x + r * x_row, o + r * out_row
                 xs, xt = memory.scales + r * x_groups, memory.starts + r * x_groups
-                if width == 4:
-                    tile_1x4(xr, 0, xs, xt, 0, w, panel, ws, panel_scales, group, groups, orow, 0)
+                if width == 8:
+                    tile_1x8(xr, 0, xs, xt, 0, w, panel, ws, panel_scales, group, groups, orow, 0)
                     r += 1
                 elif r + 4 <= rows:
                     if width == 3:
@@ -159,8 +159,8 @@ def _integer_rows(bits, tile_4x3, tile_1x3, tile_4x1, tile_1x1, tile_1x4):  # ty
     return rows_of
 
 
-_int8_rows = _integer_rows(8, _int8_4x3, _int8_1x3, _int8_4x1, _int8_1x1, _int8_1x4)
-_int4_rows = _integer_rows(4, _int4_4x3, _int4_1x3, _int4_4x1, _int4_1x1, _int4_1x4)
+_int8_rows = _integer_rows(8, _int8_4x3, _int8_1x3, _int8_4x1, _int8_1x1, _int8_1x8)
+_int4_rows = _integer_rows(4, _int4_4x3, _int4_1x3, _int4_4x1, _int4_1x1, _int4_1x8)
 
 
 @njit

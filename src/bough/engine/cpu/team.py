@@ -8,6 +8,7 @@ way to any other thread that wants the core, and then sleep until the next one.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 import zlib
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import int64, njit
 
 from .barrier import PATIENCE
 from .forward import forward
@@ -93,6 +94,20 @@ def announce(threads, team, model, shape, memory):  # type: ignore[no-untyped-de
     return asleep
 
 
+def compile_all() -> None:
+    """Compile, or find in the cache, what a team runs; says so where that takes a while."""
+    notice = threading.Timer(
+        2, print, ["bough: compiling for this CPU, once (some ten seconds)"], {"file": sys.stderr}
+    )
+    notice.daemon = True
+    notice.start()
+    try:
+        take_part.compile((int64,) * 4)
+        announce.compile((int64,) * 5)
+    finally:
+        notice.cancel()
+
+
 class Team:
     """Runs passes on a number of threads, the caller's among them. One pass at a time.
 
@@ -103,6 +118,7 @@ class Team:
     _teams: weakref.WeakValueDictionary[int, Team] = weakref.WeakValueDictionary()
 
     def __init__(self, threads: int) -> None:
+        compile_all()
         self.threads = threads
         self._passes = 0
         self._state = np.zeros(8 + threads, np.int64)
