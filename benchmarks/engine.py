@@ -131,8 +131,8 @@ PIECES: dict[tuple[str, str, str], dict[str, Any]] = {
 }
 
 
-def checkpoint(name: str, folder: Path) -> int:
-    """Save the model, the embedded one or random weights in bf16, with room for the work; its parameters."""
+def checkpoint(name: str, folder: Path) -> None:
+    """Save the model, the embedded one or random weights in bf16, with room for the work."""
     import torch
 
     from bough.models import Decoder, load_decoder, save_decoder
@@ -147,7 +147,6 @@ def checkpoint(name: str, folder: Path) -> int:
     else:
         model = Decoder.from_config({**LLAMA, **shape}).to(torch.bfloat16)
     save_decoder(model, folder)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # In a contender's process ------------------------------------------------------------------------------------------
@@ -267,7 +266,6 @@ class Part:
 
 def measure_model(name: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
     """All parts of one model."""
-    config_of: dict[str, Any] = {}
     with ExitStack() as stack:
         if args.checkpoints is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -276,20 +274,20 @@ def measure_model(name: str, args: argparse.Namespace, results: dict[str, Any]) 
         if not (folder / "config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             with process() as maker:
-                parameters = maker.submit(checkpoint, name, folder).result()
-            say(f"{name}: {parameters:,} parameters")
-            results.setdefault("parameters", {})[name] = parameters
-        config_of = json.loads((folder / "config.json").read_text())
+                maker.submit(checkpoint, name, folder).result()
+        config = json.loads((folder / "config.json").read_text())
+        results["parameters"][name] = Shape.of(config).parameters
+        say(f"{name}: {results['parameters'][name]:,} parameters")
         for precision in args.precisions:
             parts = []
             for letter in args.work:
                 if letter in WORKLOADS:
-                    work = WORKLOADS[letter](config_of["vocab_size"], **MODELS[name].sizes.get(letter, {}))
+                    work = WORKLOADS[letter](config["vocab_size"], **MODELS[name].sizes.get(letter, {}))
                     part = Part(name, precision, work)
                     if not (args.resume and part.key in results["parts"]):
                         parts.append(part)
             if parts:
-                measure_precision(parts, precision, folder, config_of, args, results)
+                measure_precision(parts, precision, folder, config, args, results)
         if "bf16" in args.precisions:
             measure_figures([letter for letter in args.work if letter in _FIGURES], name, folder, args, results)
 

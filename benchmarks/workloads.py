@@ -30,6 +30,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_dim: int
+    tied: bool = False
 
     @classmethod
     def of(cls, config: dict) -> Shape:
@@ -42,6 +43,7 @@ class Shape:
             heads,
             config["num_key_value_heads"],
             config.get("head_dim") or config["hidden_size"] // heads,
+            config.get("tie_word_embeddings", False),
         )
 
     @property
@@ -63,6 +65,12 @@ class Shape:
     @property
     def head_weights(self) -> int:
         return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Embedding, head (where it is not the embedding), layers and norms."""
+        outside = self.head_weights * (1 if self.tied else 2)
+        return outside + self.layer_weights + (2 * self.layers + 1) * self.hidden
 
     @property
     def kv_bytes(self) -> int:

@@ -125,6 +125,13 @@ def test_a_phase_counts_what_a_loop_over_its_steps_counts() -> None:
     assert decode(rows, steps, prefix, prefix) == Phase(steps, rows * steps, rows * steps, pairs, keys)
 
 
+def test_a_shape_counts_its_parameters() -> None:
+    for tied in (False, True):
+        config = {**CONFIG, "tie_word_embeddings": tied}
+        parameters = sum(parameter.numel() for parameter in Decoder.from_config(config, seed=0).parameters())
+        assert Shape.of(config).parameters == parameters
+
+
 def test_the_limit_is_the_larger_of_moving_and_computing() -> None:
     shape = Shape.of(CONFIG)
     for work in WORKS:
