@@ -92,7 +92,7 @@ MODELS = {
             "num_attention_heads": 12,
             "num_key_value_heads": 4,
         },
-        {"c": {"depth": 6}, "d": {"gap": 0.1}, "f": {"tokens": 32}},
+        {"c": {"depth": 4}, "d": {"gap": 0.1}, "f": {"tokens": 32}},
     ),
     "llama-500m": Model(
         {
@@ -103,7 +103,7 @@ MODELS = {
             "num_attention_heads": 20,
             "num_key_value_heads": 5,
         },
-        {"a": {"tokens": 128}, "c": {"depth": 3}, "d": {"gap": 0.3}, "f": {"tokens": 32}},
+        {"a": {"tokens": 128}, "c": {"depth": 2}, "d": {"gap": 0.3}, "f": {"tokens": 32}},
     ),
 }
 LLAMA = {
@@ -116,8 +116,15 @@ LLAMA = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-# Fewer branches leave the prompt's cost per branch as it is; the first level of a search has the shortest prefixes.
+# Fewer branches leave each branch's share of the cost as it is or make it less (transformers copies its cache at
+# every token, and repeats its heads); the first level of a search has the shortest prefixes.
 PIECES: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("transformers", "llama-150m", "b"): {"branches": 32},
+    ("transformers", "llama-150m", "c"): {"depth": 2},
+    ("transformers", "llama-150m", "f"): {"particles": 64},
+    ("transformers", "llama-500m", "b"): {"branches": 16, "tokens": 32},
+    ("transformers", "llama-500m", "c"): {"depth": 1},
+    ("transformers", "llama-500m", "f"): {"particles": 32},
     ("generate", "nano", "c"): {"depth": 2},
     ("generate", "llama-150m", "b"): {"branches": 16},
     ("generate", "llama-150m", "c"): {"depth": 1},

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from contenders import cpu_of_others
 from contenders.bough import ENDLESS, load
 
 from bough.core import Backend
@@ -39,8 +40,8 @@ def _generate(lm: Backend, prefix: int, branches: int, tokens: int, seed: int) -
 
 def linear_cost(folder: Path, tokens: int = 32) -> dict[str, Any]:
     """(g) Microseconds per unique token over branches (after 512 tokens) and over prefixes (of 64 branches)."""
-    lm = load(folder, "bf16", max_batch=max(BRANCHES))
     found: dict[str, dict[str, float]] = {"branches": {}, "prefix": {}}
+    lm = load(folder, "bf16", max_batch=max(BRANCHES))
     for name, sizes in (
         ("branches", [(512, n) for n in BRANCHES]),
         ("prefix", [(prefix, 64) for prefix in PREFIXES]),
@@ -50,6 +51,7 @@ def linear_cost(folder: Path, tokens: int = 32) -> dict[str, Any]:
             seconds = _generate(lm, prefix, branches, tokens, seed=i)
             key = branches if name == "branches" else prefix
             found[name][str(key)] = 1e6 * seconds / (prefix + branches * tokens)
+    lm.close()
     return found
 
 
@@ -83,8 +85,10 @@ def step_overhead(folder: Path, tokens: int = 64) -> dict[str, Any]:
         spent[0], calls[0] = 0.0, 0
         seconds = _generate(lm, 32, rows, tokens, seed=rows)
         if calls[0] < tokens:
+            lm.close()
             raise RuntimeError(f"{FORWARD} ran {calls[0]} times for {tokens} steps; name what the engine calls")
         found[str(rows)] = {"step": 1e6 * seconds / tokens, "outside_forward": 1e6 * (seconds - spent[0]) / tokens}
+    lm.close()
     return found
 
 
@@ -104,6 +108,7 @@ def forks(folder: Path, times: int = 2000) -> dict[str, Any]:
     lm.engine.settle()  # type: ignore[attr-defined]
     assert len(made) == len(selected)
     taken = free - lm.engine.pool.free  # type: ignore[attr-defined]
+    lm.close()
     return {"fork_us": 1e6 * fork, "select_64_us": 1e6 * select, "slots_taken": taken}
 
 
@@ -163,7 +168,12 @@ FIGURES: dict[str, tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] =
 
 
 def figure(letter: str, folder: Path | None, threads: int) -> dict[str, Any]:
-    """One figure, in a process of its own."""
+    """One figure, in a process of its own; ``others``: how many cores other programs kept busy meanwhile."""
     torch.set_num_threads(threads)
     _, function, models = FIGURES[letter]
-    return function(folder) if models else function()
+    if not models:
+        return function()
+    others, started = cpu_of_others(), time.perf_counter()
+    found = function(folder)
+    found["others"] = (cpu_of_others() - others) / (time.perf_counter() - started)
+    return found

@@ -131,7 +131,8 @@ class Transformers(_Model):
 
         submitter = threading.Thread(target=submit)
         submitter.start()
-        firsts, produced = [], 0
+        firsts: list[float] = []
+        produced = 0
         try:
             while len(firsts) < work.count:
                 result = manager.get_result(timeout=1)
