@@ -278,9 +278,12 @@ class LlamaCpp(Contender):
             sequences: list[int] = []
             wanted: list[bool] = []
             ends, room = [], chunk
+            cached = list(computed)  # what a prompt can begin with: the pass that is being made up is not there yet
             for i in active:
+                if computed[i] == 0 and not room:
+                    continue
                 if computed[i] == 0:
-                    self._share(context, i, begun, known, computed)
+                    computed[i] = self._share(context, i, begun, known, cached)
                     begun.append(i)
                 count = len(known[i]) - computed[i]
                 if count > 1:
@@ -311,16 +314,17 @@ class LlamaCpp(Contender):
         return Outcome(seconds, produced, {"first_token": float(np.median(firsts))})
 
     @staticmethod
-    def _share(context: Context, i: int, begun: list[int], known: list[list[int]], computed: list[int]) -> None:
+    def _share(context: Context, i: int, begun: list[int], known: list[list[int]], cached: list[int]) -> int:
+        """Begin sequence ``i`` as a copy of the longest prefix it shares with another; its length."""
         best, source = 0, -1
         for other in begun:
-            limit = min(computed[other], len(known[i]) - 1)
+            limit = min(cached[other], len(known[i]) - 1)
             same = next((n for n in range(limit) if known[other][n] != known[i][n]), limit)
             if same > best:
                 best, source = same, other
         if best:
             context.fork(source, i, best)
-            computed[i] = best
+        return best
 
     def prefill(self, work: Prefill) -> Outcome:
         context = self.context(work, work.context, 1, 2048)

@@ -34,7 +34,7 @@ WORKS: list[Workload] = [
     OneStream(96, prompt_tokens=5, tokens=4),
     Branching(96, prompt_tokens=9, branches=2, tokens=3),
     StepSearch(96, prompt_tokens=6, depth=2, kept=2, width=2, step=3, scored_tokens=2),
-    Serving(96, count=4, gap=0.001, prefix_tokens=8, longest=20, shortest=4, most=4, fewest=2),
+    Serving(96, count=4, gap=1e-6, prefix_tokens=8, longest=20, shortest=4, most=4, fewest=2),
     Prefill(96, prompt_tokens=20),
     Particles(96, prompt_tokens=6, particles=4, tokens=6, every=2),
 ]
