@@ -112,6 +112,21 @@ def test_the_search_of_llama_cpp_goes_on_from_the_children_it_kept(folder: Path)
         assert last == work.prompt_tokens + work.depth * work.step - 1
 
 
+def test_prompts_that_llama_cpp_serves_are_whole(folder: Path) -> None:
+    """Also where two that share a prefix arrive together, and none of it has been computed yet."""
+    made = contender("llama.cpp", folder, "bf16")
+    import llama_cpp
+
+    work = WORKS[3]
+    assert isinstance(work, Serving)
+    made.run(work)
+    [context] = made._contexts.values()  # type: ignore[attr-defined]
+    for i, request in enumerate(work.requests):
+        assert llama_cpp.llama_memory_seq_pos_min(context.memory, i) == 0
+        last = llama_cpp.llama_memory_seq_pos_max(context.memory, i)
+        assert last == len(request.prompt) + request.tokens - 2
+
+
 def test_mean_logprobs_are_those_of_a_log_softmax() -> None:
     logits, target = torch.randn(3, 4, 7), torch.tensor([1, 6, 0, 3])
     expected = logits.log_softmax(-1).gather(2, target.expand(3, -1)[..., None]).mean((1, 2))
