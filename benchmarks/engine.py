@@ -18,7 +18,7 @@ Workloads (prompts are random token ids, temperature is 1, end-of-text is ignore
 and figures of bough alone, in bf16:
 
     g  cost per unique token, from 1 to 1,024 branches and from 128 to 16,384 tokens of prefix
-    h  a step of 1 and of 64 rows, and the part of it outside the forward pass
+    h  a step of 1 and of 64 rows, and the part of it outside the kernels
     i  forks                 j  loading a checkpoint against reading it              k  import and --help
 
 All contenders run the same weights with the same number of threads, each in a process of its own, one at a time, and
