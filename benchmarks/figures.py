@@ -92,23 +92,26 @@ def step_overhead(folder: Path, tokens: int = 64) -> dict[str, Any]:
 
 
 def forks(folder: Path, times: int = 2000) -> dict[str, Any]:
-    """(i) Microseconds of a fork by a token and of selecting 64 branches, and slots of KV memory that they took."""
+    """(i) Microseconds of a fork, of appending a token and of selecting 64 branches; slots of KV memory they took."""
     lm = load(folder, "bf16")
     leaves = lm.generate(lm.branch(_prompt(lm, 512, 0)), n=64, max_tokens=8, stop=ENDLESS)
     lm.engine.settle()  # type: ignore[attr-defined]
     free = lm.engine.pool.free  # type: ignore[attr-defined]
     chosen = np.random.default_rng(0).integers(0, len(leaves), len(leaves))
     started = time.perf_counter()
-    made = [leaves[0] + [3] for _ in range(times)]
+    forked = leaves[0].fork(times)
     fork = (time.perf_counter() - started) / times
+    started = time.perf_counter()
+    made = [leaves[0] + [3] for _ in range(times)]
+    append = (time.perf_counter() - started) / times
     started = time.perf_counter()
     selected = [leaves.select(chosen) for _ in range(times)]
     select = (time.perf_counter() - started) / times
     lm.engine.settle()  # type: ignore[attr-defined]
-    assert len(made) == len(selected)
+    assert len(forked) == len(made) == len(selected)
     taken = free - lm.engine.pool.free  # type: ignore[attr-defined]
     lm.close()
-    return {"fork_us": 1e6 * fork, "select_64_us": 1e6 * select, "slots_taken": taken}
+    return {"fork_us": 1e6 * fork, "append_us": 1e6 * append, "select_64_us": 1e6 * select, "slots_taken": taken}
 
 
 def loading(folder: Path, times: int = 3) -> dict[str, Any]:

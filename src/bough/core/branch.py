@@ -31,27 +31,24 @@ class Branch:
         run: the run that pays for work on it, or None.
         parent: the branch it extends; None at the root.
         appended: the token ids that this node appends, a tuple.
-        logprobs: float32 ``[len(appended)]``, log-probability of each under the model (temperature 1, nothing
-            filtered); NaN where tokens were given rather than drawn.
-        sample_logprobs: the same under the distribution they were drawn from; NaN where given.
         finish: why the generation that made it ended, or None where tokens were given.
         length: number of tokens from the root to here, the root's included.
         key: 64-bit key of (seed, path), which names the branch and keys its noise.
     """
 
     __slots__ = (
-        "backend", "run", "parent", "appended", "logprobs", "sample_logprobs", "finish", "length", "key", "_lease",
+        "backend", "run", "parent", "appended", "finish", "length", "key", "_logprobs", "_sample_logprobs", "_lease",
     )  # fmt: skip
 
     backend: Backend
     run: Run | None
     parent: Branch | None
     appended: tuple[int, ...]
-    logprobs: np.ndarray
-    sample_logprobs: np.ndarray
     finish: Finish | None
     length: int
     key: int
+    _logprobs: np.ndarray | None
+    _sample_logprobs: np.ndarray | None
 
     def __init__(
         self,
@@ -66,14 +63,13 @@ class Branch:
         run: Run | None = None,
         lease: object = None,
     ) -> None:
-        given = None if logprobs is not None else np.full(len(appended), np.nan, dtype=np.float32)
         fill = object.__setattr__
         fill(self, "backend", backend)
         fill(self, "run", run if run is not None or parent is None else parent.run)
         fill(self, "parent", parent)
         fill(self, "appended", tuple(appended))
-        fill(self, "logprobs", logprobs if given is None else given)
-        fill(self, "sample_logprobs", sample_logprobs if sample_logprobs is not None else self.logprobs)
+        fill(self, "_logprobs", logprobs)
+        fill(self, "_sample_logprobs", sample_logprobs if sample_logprobs is not None else logprobs)
         fill(self, "finish", finish)
         fill(self, "length", len(self.appended) + (parent.length if parent is not None else 0))
         fill(self, "key", key)
@@ -85,6 +81,22 @@ class Branch:
 
     def __repr__(self) -> str:
         return f"Branch({self.id}, {self.length} tokens, finish={self.finish}, {self.appended_text!r})"
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """Log-probability of each appended token under the model (temperature 1, nothing filtered).
+
+        float32 ``[len(appended)]``; NaN where tokens were given rather than drawn.
+        """
+        return self._given() if self._logprobs is None else self._logprobs
+
+    @property
+    def sample_logprobs(self) -> np.ndarray:
+        """The same under the distribution they were drawn from."""
+        return self._given() if self._sample_logprobs is None else self._sample_logprobs
+
+    def _given(self) -> np.ndarray:
+        return np.full(len(self.appended), np.nan, dtype=np.float32)
 
     @property
     def id(self) -> str:

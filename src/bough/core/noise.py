@@ -10,6 +10,7 @@ BigCrush when it is fed a counter.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,7 @@ def child_key(key: int, index: int) -> int:
 
 def token_key(key: int, tokens: Sequence[int] | np.ndarray) -> int:
     """Key of the branch that appends these given tokens to the branch with this key."""
-    data = key.to_bytes(8, "little") + np.asarray(tokens, dtype="<i8").tobytes()
+    data = key.to_bytes(8, "little") + struct.pack(f"<{len(tokens)}q", *tokens)
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
