@@ -67,6 +67,18 @@ def test_more_threads_than_cores_are_refused(checkpoint):
         assert bough.solve(lm, "the sum", strategy=Greedy(max_tokens=5)).ledger.tokens
 
 
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_a_cpu_without_the_instructions_runs_the_plain_path(checkpoint, weights, monkeypatch):
+    with bough.load(checkpoint, weights=weights) as lm:
+        expected = lm.logits(lm.branch("the sum of 23"))
+    monkeypatch.setattr("bough.engine.cpu.support.get_host_cpu_features", lambda: {"avx2": True})
+    with bough.load(checkpoint, weights=weights) as lm:
+        assert type(lm.engine.runner).__name__ == "TorchRunner"
+        logits = lm.logits(lm.branch("the sum of 23"))
+        assert np.abs(logits - expected).mean() < 0.05 * expected.std()
+        assert bough.solve(lm, "the sum", strategy=Greedy(max_tokens=5)).ledger.tokens
+
+
 def test_a_cache_larger_than_the_memory_is_refused_with_a_size_that_fits(checkpoint):
     with pytest.raises(CapacityError, match=r"kv_tokens=\d+ needs .* GiB .* set kv_tokens to \d+ or less"):
         bough.load(checkpoint, kv_tokens=1 << 40)

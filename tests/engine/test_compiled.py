@@ -13,8 +13,9 @@ import torch
 import bough.core as core
 from bough.core import Branch, Sampling, UnsupportedError, noise
 from bough.engine import NativeBackend
-from bough.engine.cpu import CompiledRunner, missing_instructions
 from bough.engine.cpu.plan import Plan
+from bough.engine.cpu.runner import CompiledRunner
+from bough.engine.cpu.support import missing_instructions
 from bough.engine.pool import Pool
 from bough.engine.query import QueryRun
 from bough.engine.radix import RadixTree

@@ -13,11 +13,11 @@ import torch
 from numba import njit
 
 from bough.core import noise
-from bough.engine.cpu import missing_instructions
 from bough.engine.cpu.draw import gumbel
 from bough.engine.cpu.products import linear_rows, narrow_row
 from bough.engine.cpu.records import LINEAR, MEMORY
 from bough.engine.cpu.simd import exp2, load, log, start_noise, store, uniform
+from bough.engine.cpu.support import missing_instructions
 from bough.engine.cpu.team import Team
 from bough.engine.cpu.tiles import dots
 from bough.models.packed import PackedLinear, round_activations

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bough.core import CapacityError
+from bough.models.memory import empty
 
 
 def _memory(device: torch.device) -> int:
@@ -55,8 +56,8 @@ class Pool:
         if needed > limit:
             raise CapacityError(_too_large(slots, needed, limit))
         try:
-            self.data = torch.empty(shape, dtype=dtype, device=device)
-        except RuntimeError as error:  # torch has no class for what its CPU allocator says
+            self.data = empty(shape, dtype, device)
+        except (MemoryError, RuntimeError) as error:  # numpy's and torch's
             raise CapacityError(_too_large(slots, needed, limit)) from error
         self.token_bytes = self.data[:, :, 0].numel() * self.data.element_size()
         self.total = slots

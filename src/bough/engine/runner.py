@@ -81,7 +81,7 @@ def compiles(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> b
     """Whether passes of such a model are compiled here, on packed weights."""
     if device.type != "cpu":
         return False
-    from .cpu import unsupported
+    from .cpu.support import unsupported
 
     return unsupported(config, dtype, device) is None
 
@@ -110,10 +110,12 @@ def make_runner(
         )
     weight = next(decoder.parameters())
     if compiled is not False and weight.device.type == "cpu":
-        from .cpu import CompiledRunner, unsupported
+        from .cpu.support import unsupported
 
         reason = unsupported(decoder.config, weight.dtype, weight.device)
         if reason is None:
+            from .cpu.runner import CompiledRunner
+
             return CompiledRunner(decoder, pool, threads or min(torch.get_num_threads(), cores))
     else:
         reason = f"the model is on {weight.device}"

@@ -8,12 +8,10 @@ reference for faster kernels: the same numbers, slowly. Rounding by groups: arXi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from bough.core.errors import InvalidInput, UnsupportedError
 
 from .decoder import Decoder, SparseMlp
+from .memory import empty
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -32,7 +31,6 @@ GROUPS = (128, 64, 32)  # inputs that may share a scale
 _LINEARS = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")  # of a layer
 _BITS = {"bf16": 16, "int8": 8, "int4": 4}
 _INPUTS = {16: 2, 8: 4, 4: 8}  # inputs of a row in one 32-bit word
-_ALIGNMENT = 64  # bytes: what one instruction reads
 _CHUNK = 1 << 18  # weights that are rounded at a time: the temporaries stay in the cache
 
 # The largest weight of a group of 4 bits becomes -8 at 8. Less leaves room on the other side, more clips it and
@@ -41,16 +39,6 @@ _EXTREMES = tuple(7 + step / 4 for step in range(9))
 
 # The largest scale of a tensor, as float16, must be finite, and precise to 1.6 %; below 2^-14 they are subnormal.
 _LARGEST_SCALE, _SMALLEST_SCALE = 65504.0, 2.0**-18
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Unset memory; on a CPU of numpy, which asks for large pages: fewer to get, fewer addresses to translate."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    buffer = torch.from_numpy(np.empty(size + _ALIGNMENT, np.uint8))
-    start = -buffer.data_ptr() % _ALIGNMENT
-    return buffer[start : start + size].view(dtype).view(shape)
 
 
 def _one_thread(function: Callable[P, R]) -> Callable[P, R]:
@@ -127,7 +115,7 @@ class PackedLinear(nn.Module):
             group = 32 if bits == 4 else next(size for size in GROUPS if inputs % size == 0)
         panels, words = -(-rows // PANEL), inputs // _INPUTS[bits]
         kind, width = (torch.bfloat16, 2) if bits == 16 else (torch.uint8, 4)
-        codes = _empty((panels, words, PANEL, width), kind, weight.device)
+        codes = empty((panels, words, PANEL, width), kind, weight.device)
         scales = None
         if group:
             scales = torch.empty(panels, inputs // group, PANEL, dtype=torch.float16, device=weight.device)

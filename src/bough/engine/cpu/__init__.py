@@ -14,8 +14,5 @@ by Numba, runs on every thread from the embedding to the logits, and meets the o
     team       the threads;  barrier: where they meet
     records    what the compiled code is told
     runner     a decoder and its working memory, for the engine
+    support    what it can run
 """
-
-from .runner import CompiledRunner, missing_instructions, unsupported
-
-__all__ = ["CompiledRunner", "missing_instructions", "unsupported"]

@@ -31,14 +31,12 @@ from .simd import (
     store_bf16,
 )  # fmt: skip
 
-SILU, GELU_TANH, RELU = range(3)
-ACTIVATIONS = {"silu": SILU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH, "relu": RELU}
-
-
 @njit
 def share(count, thread, threads):  # type: ignore[no-untyped-def]
     """A thread's part of ``range(count)``."""
     return count * thread // threads, count * (thread + 1) // threads
+from .support import GELU_TANH, SILU
+
 
 
 @njit

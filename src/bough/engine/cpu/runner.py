@@ -8,53 +8,25 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from llvmlite.binding import get_host_cpu_features
 from torch import Tensor, nn
 
 from bough.core import Sampling
 from bough.models import Decoder
-from bough.models.config import ModelConfig
 from bough.models.decoder import HeadNorm, Layer, Norm
+from bough.models.memory import empty
 from bough.models.packed import PackedLinear, pack_decoder, packed_as
 
+from ..attention import padded
 from ..pool import Pool
 from ..query import QueryRun
 from ..sampler import Drawing, Drawn, draw
 from .attend import scratch_bytes
-from .forward import ACTIVATIONS
 from .plan import Plan, columns
 from .records import DRAW, LAYER, LINEAR, MEMORY, MODEL, PASS
+from .support import ACTIVATIONS
 from .team import Team
 
 _LARGE = 64 << 20  # bytes of logits that are not kept for the next pass
-
-
-def missing_instructions() -> list[str]:
-    """The sets of instructions that compiled passes need and this CPU lacks."""
-    features = get_host_cpu_features()
-    return [
-        name for name in ("avx512f", "avx512dq", "avx512bw", "avx512bf16", "avx512vnni") if not features.get(name)
-    ]
-
-
-def unsupported(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the compiled pass cannot run such a model here; None if it can."""
-    if device.type != "cpu":
-        return f"the model is on {device}"
-    if dtype != torch.bfloat16:
-        return f"the model is in {dtype}"
-    if missing := missing_instructions():
-        return f"the CPU lacks {', '.join(missing)}"
-    if any(layer.sparse for layer in config.layers):
-        return "it is a mixture of experts"
-    if config.traits.qk_norm == "full" or config.qkv_clip is not None:
-        return "its queries and keys are normalised over all heads together, or clipped"
-    if config.activation not in ACTIVATIONS:
-        return f"its activation is {config.activation}"
-    sizes = (config.hidden_size, config.intermediate_size, config.head_dim, config.num_heads * config.head_dim)
-    if any(size % 16 for size in sizes):
-        return f"its sizes {sizes} are not multiples of 16"
-    return None
 
 
 class CompiledRunner:
@@ -154,7 +126,7 @@ class CompiledRunner:
         """Have working memory for so many rows, and so many of them with logits."""
         if rows <= self._rows and wanted <= self._wanted:
             return
-        rows, wanted = self._rows, self._wanted = max(rows, self._rows), max(wanted, self._wanted)
+        rows, wanted = self._rows, self._wanted = max(padded(rows), self._rows), max(padded(wanted), self._wanted)
         config, threads, linears = self._decoder.config, self._team.threads, self._linears
         lanes = config.num_kv_heads * columns(rows, self._group)
         inputs, products = int(linears["inputs"].max()), max(rows, wanted)
@@ -167,16 +139,15 @@ class CompiledRunner:
             "top": threads * lanes * 4, "mass": threads * lanes * 4, "mine": threads * mine,
         }  # fmt: skip
         starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())])
-        self._buffer = torch.empty(int(starts[-1]) + 64, dtype=torch.uint8)
-        padding = -self._buffer.data_ptr() % 64
+        self._buffer = empty((int(starts[-1]),), torch.uint8, torch.device("cpu"))
         record = self._memory[0]
         for name, start in zip(sizes, starts.tolist(), strict=False):
-            record[name] = self._buffer.data_ptr() + padding + start
+            record[name] = self._buffer.data_ptr() + start
         record["wide_row"], record["narrow_row"], record["mine_bytes"] = wide, 2 * inputs, mine
         record["groups"] = inputs // 32  # the smallest groups
         self._tokens, self._places = np.zeros(rows, np.int64), np.zeros(wanted, np.int64)
         self._pass[0]["tokens"], self._pass[0]["wanted"] = self._tokens.ctypes.data, self._places.ctypes.data
-        first = padding + int(starts[list(sizes).index("hidden")])
+        first = int(starts[list(sizes).index("hidden")])
         hidden = self._buffer[first : first + sizes["hidden"]]
         self._hidden = hidden.view(torch.float32).view(rows, config.hidden_size)
 

@@ -109,7 +109,7 @@ def compile_all() -> None:
 
 
 class Team:
-    """Runs passes on a number of threads, the caller's among them. One pass at a time.
+    """Runs passes on a number of threads, the caller's among them; one pass at a time, whoever asks.
 
     Args:
         threads: how many.
@@ -120,6 +120,7 @@ class Team:
     def __init__(self, threads: int) -> None:
         compile_all()
         self.threads = threads
+        self._lock = threading.Lock()
         self._passes = 0
         self._state = np.zeros(8 + threads, np.int64)
         self._address = self._state.ctypes.data
@@ -140,11 +141,12 @@ class Team:
     def run(self, model: int, shape: int, memory: int) -> None:
         """One pass; the arguments are addresses of records (`bough.engine.cpu.records`)."""
         team = self._address
-        asleep = announce(self.threads, team, model, shape, memory)
-        for thread in range(1, self.threads):
-            if asleep >> thread & 1:
-                self._calls[thread].release()
-        self._passes = take_part(0, self.threads, team, self._passes)
+        with self._lock:
+            asleep = announce(self.threads, team, model, shape, memory)
+            for thread in range(1, self.threads):
+                if asleep >> thread & 1:
+                    self._calls[thread].release()
+            self._passes = take_part(0, self.threads, team, self._passes)
 
 
 def _attend_passes(thread: int, threads: int, state: np.ndarray, call: threading.Semaphore) -> None:
