@@ -114,6 +114,16 @@ def forks(folder: Path, times: int = 2000) -> dict[str, Any]:
     return {"fork_us": 1e6 * fork, "append_us": 1e6 * append, "select_64_us": 1e6 * select, "slots_taken": taken}
 
 
+def memory(folder: Path) -> dict[str, Any]:
+    """(l) The most KV memory in use while 64 branches of 64 tokens grow from 1,024, over that of the unique tokens."""
+    lm = load(folder, "bf16")
+    _generate(lm, 1024, 64, 64, seed=0)
+    unique = (1024 + 64 * 64) * lm.engine.pool.token_bytes  # type: ignore[attr-defined]
+    peak = lm.peak_kv_bytes  # type: ignore[attr-defined]
+    lm.close()
+    return {"peak_bytes": peak, "unique_bytes": unique, "ratio": peak / unique}
+
+
 def loading(folder: Path, times: int = 5) -> dict[str, Any]:
     """(j) Seconds to load a checkpoint that the page cache holds, and to read its bytes; both into new memory.
 
@@ -164,6 +174,7 @@ FIGURES: dict[str, tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] =
     "i": ("forks", forks, ("nano",)),
     "j": ("loading", loading, ("llama-500m",)),
     "k": ("starting", starting, ()),
+    "l": ("peak KV memory", memory, ("nano", "llama-500m")),
 }
 """Letter: title, function of a checkpoint's folder (or of nothing), and the models it is for."""
 
