@@ -12,9 +12,10 @@ from numba import carray, njit
 from .attend import LEAST, LOG2_E, attend
 from .barrier import meet
 from .draw import draw_share
-from .products import add_bias, linear_rows, narrow_row, norm_row
+from .products import add_bias, claim_size, linear_rows, narrow_row, norm_row
 from .records import LAYER, LINEAR, MEMORY, MODEL, PART, PASS
 from .simd import (
+    atomic_add,
     constant,
     exp2,
     fill,
@@ -27,6 +28,7 @@ from .simd import (
     pointer,
     put_f32,
     put_i32,
+    put_i64,
     store,
     store_bf16,
 )  # fmt: skip
@@ -214,73 +216,68 @@ def forward(thread, threads, team, model_at, shape_at, memory_at):  # type: igno
 
 
 @njit
+def enter(model, memory, row, norm, linear):  # type: ignore[no-untyped-def]
+    """A row of the residual stream, normed if the layer has a norm there, as the inputs of a product."""
+    x, y = memory.x + row * model.hidden * 4, memory.y + row * memory_row(model)
+    if norm:
+        norm_row(x, norm, model.hidden, model.eps, y)
+        narrow_row(linear, y, row, memory)
+    else:
+        narrow_row(linear, x, row, memory)
+
+
+@njit
+def product(linear, memory, rows, out, out_row, team, threads):  # type: ignore[no-untyped-def]
+    """A linear layer, from one barrier to the next; its panels go to whichever thread is free."""
+    put_i64(memory.claimed, 0)  # by all, before anyone claims
+    meet(team, threads)
+    some = claim_size(linear, rows)
+    first = atomic_add(memory.claimed, some)
+    while first < linear.panels:
+        linear_rows(linear, memory, rows, first, min(first + some, linear.panels), out, out_row)
+        first = atomic_add(memory.claimed, some)
+    meet(team, threads)
+
+
+@njit
 def compute(thread, threads, team, model, shape, memory):  # type: ignore[no-untyped-def]
     """Keys, values and ``hidden`` of the tokens of a pass."""
     layers = carray(pointer(model.layers), model.depth, LAYER)
     linears = carray(pointer(model.linears), 4 * model.depth + 1, LINEAR)
-    rows, y_row = shape.count, memory_row(model)
+    rows, y_row, wide, wide_row = shape.count, memory_row(model), memory.wide, memory.wide_row
     first, last = share(rows, thread, threads)
     mine = memory.mine + thread * memory.mine_bytes
     for r in range(first, last):
         embed(model, shape, memory, r)
     for index in range(model.depth):
-        layer = layers[index]
-        qkv, out, gate_up, down = (
-            linears[4 * index],
-            linears[4 * index + 1],
-            linears[4 * index + 2],
-            linears[4 * index + 3],
-        )
+        layer, place = layers[index], 4 * index
+        qkv, out, gate_up, down = linears[place], linears[place + 1], linears[place + 2], linears[place + 3]
         keys = model.pool + index * 2 * model.pool_slots * model.kv_heads * model.head_dim * 2
         for r in range(first, last):
-            y = memory.y + r * y_row
-            if index:
-                add_to_residual(model, memory, r, linears[4 * index - 1], layers[index - 1].mlp_post_norm)
-            if layer.norm:
-                norm_row(memory.x + r * model.hidden * 4, layer.norm, model.hidden, model.eps, y)
-                narrow_row(qkv, y, r, memory)
-            else:
-                narrow_row(qkv, memory.x + r * model.hidden * 4, r, memory)
-        meet(team, threads)
-        a, b = share(qkv.panels, thread, threads)
-        linear_rows(qkv, memory, rows, a, b, memory.wide, memory.wide_row)
-        meet(team, threads)
+            enter(model, memory, r, layer.norm, qkv)
+        product(qkv, memory, rows, wide, wide_row, team, threads)
         for r in range(first, last):
             store_heads(model, layer, qkv, shape, memory, keys, r)
         meet(team, threads)
         attend_parts(model, layer, shape, memory, keys, thread, threads)
         meet(team, threads)
         for r in range(first, last):
-            merge(model, shape, memory, r, threads, memory.wide + r * memory.wide_row, mine)
-            narrow_row(out, memory.wide + r * memory.wide_row, r, memory)
-        meet(team, threads)
-        a, b = share(out.panels, thread, threads)
-        linear_rows(out, memory, rows, a, b, memory.y, y_row)
-        meet(team, threads)
+            merge(model, shape, memory, r, threads, wide + r * wide_row, mine)
+            narrow_row(out, wide + r * wide_row, r, memory)
+        product(out, memory, rows, memory.y, y_row, team, threads)
         for r in range(first, last):
-            y = memory.y + r * y_row
             add_to_residual(model, memory, r, out, layer.post_norm)
-            if layer.mlp_norm:
-                norm_row(memory.x + r * model.hidden * 4, layer.mlp_norm, model.hidden, model.eps, y)
-                narrow_row(gate_up, y, r, memory)
-            else:
-                narrow_row(gate_up, memory.x + r * model.hidden * 4, r, memory)
-        meet(team, threads)
-        a, b = share(gate_up.panels, thread, threads)
-        linear_rows(gate_up, memory, rows, a, b, memory.wide, memory.wide_row)
-        meet(team, threads)
+            enter(model, memory, r, layer.mlp_norm, gate_up)
+        product(gate_up, memory, rows, wide, wide_row, team, threads)
         for r in range(first, last):
-            activate(model, gate_up, memory.wide + r * memory.wide_row)
-            narrow_row(down, memory.wide + r * memory.wide_row, r, memory)
-        meet(team, threads)
-        a, b = share(down.panels, thread, threads)
-        linear_rows(down, memory, rows, a, b, memory.y, y_row)
-        meet(team, threads)
+            activate(model, gate_up, wide + r * wide_row)
+            narrow_row(down, wide + r * wide_row, r, memory)
+        product(down, memory, rows, memory.y, y_row, team, threads)
+        for r in range(first, last):
+            add_to_residual(model, memory, r, down, layer.mlp_post_norm)
     for r in range(first, last):
-        add_to_residual(model, memory, r, linears[4 * model.depth - 1], layers[model.depth - 1].mlp_post_norm)
-        norm_row(
-            memory.x + r * model.hidden * 4, model.norm, model.hidden, model.eps, memory.hidden + r * model.hidden * 4
-        )
+        at = r * model.hidden * 4
+        norm_row(memory.x + at, model.norm, model.hidden, model.eps, memory.hidden + at)
     meet(team, threads)
 
 
@@ -291,7 +288,4 @@ def read_out(thread, threads, team, model, shape, memory):  # type: ignore[no-un
     first, last = share(shape.wanted_count, thread, threads)
     for r in range(first, last):
         narrow_row(head, memory.hidden + get_i64(shape.wanted + 8 * r) * model.hidden * 4, r, memory)
-    meet(team, threads)
-    a, b = share(head.panels, thread, threads)
-    linear_rows(head, memory, shape.wanted_count, a, b, memory.logits, head.panels * 64)
-    meet(team, threads)
+    product(head, memory, shape.wanted_count, memory.logits, head.panels * 64, team, threads)

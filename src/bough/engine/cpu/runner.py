@@ -137,6 +137,7 @@ class CompiledRunner:
             "scales": products * inputs // 8, "starts": products * inputs // 8,
             "query": lanes * config.head_dim * 2, "out": threads * lanes * config.head_dim * 4,
             "top": threads * lanes * 4, "mass": threads * lanes * 4, "mine": threads * mine,
+            "claimed": 64,
         }  # fmt: skip
         starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())])
         self._buffer = empty((int(starts[-1]),), torch.uint8, torch.device("cpu"))
