@@ -47,6 +47,7 @@ from .pool import Pool
 from .query import QueryRun
 from .radix import Node, RadixTree
 from .runner import make_runner
+from .sampler import Drawn
 
 
 class Consumer:
@@ -541,6 +542,31 @@ class Engine:
     # Run and sample ----------------------------------------------------------------------------------------
 
     def _run(self, work: _Pass) -> None:
+        self.stats.passes += 1
+        self.stats.tokens += work.size
+        self.stats.rows += len(work.rows)
+        for ledger in work.ledgers.values():
+            ledger.passes += 1
+        if len(work.rows) == len(work.runs):  # as in most passes
+            self._step(work)
+        else:
+            self._run_mixed(work)
+        if self._spoiled:
+            # A number that is not finite spreads to every key of its pass, masked or not: cache none of them.
+            self.tree.evict(self.pool.total)
+            self._spoiled = False
+
+    def _step(self, work: _Pass) -> None:
+        """A pass of running rows alone: each gets a token."""
+        drawn = self.runner.step(work.runs, work.tokens[0], work.rows, self.tree.version)
+        # Whoever has no budget for another token ends here; what was drawn for them is dropped.
+        chosen, places = self._affordable(list(zip(work.rows, range(len(work.rows)), strict=True)))
+        if len(chosen) < len(work.rows):
+            drawn = tuple(part[places] for part in drawn)  # type: ignore[assignment]
+        self._accept(chosen, drawn)
+
+    def _run_mixed(self, work: _Pass) -> None:
+        """A pass of rows, stems and what else is asked."""
         places = [*range(len(work.rows)), *(last for _, last in work.stems)]
         ends = len(places)
         for _, scored in work.scores:
@@ -548,11 +574,6 @@ class Engine:
         for _, first, slots in work.wholes:
             places += range(first, first + len(slots))
         logits = self.runner.run(work.runs, np.concatenate(work.tokens), places, self.tree.version)
-        self.stats.passes += 1
-        self.stats.tokens += work.size
-        self.stats.rows += len(work.rows)
-        for ledger in work.ledgers.values():
-            ledger.passes += 1
         at = ends
         for scorer, scored in work.scores:
             self._deliver_scores(scorer, logits[at : at + len(scored)])
@@ -568,10 +589,6 @@ class Engine:
             action()
         if ends:
             self._sample(work, logits[:ends])
-        if self._spoiled:
-            # A number that is not finite spreads to every key of its pass, masked or not: cache none of them.
-            self.tree.evict(self.pool.total)
-            self._spoiled = False
 
     def _sample(self, work: _Pass, logits: Tensor) -> None:
         """Draw a token for every running row, and the first one of the rows whose stems are done."""
@@ -592,10 +609,12 @@ class Engine:
                 self._waiting.appendleft(Stem(stem.tokens, rows=stem.rows[room:]))
             self._relock(stem, None)
         chosen, places = self._affordable(candidates)
-        if not chosen:
-            return
-        drawn = self.runner.draw(logits, places, chosen)
-        for row, token, logprob, sample_logprob in zip(chosen, *(part.tolist() for part in drawn), strict=True):
+        if chosen:
+            self._accept(chosen, self.runner.draw(logits, places, chosen))
+
+    def _accept(self, rows: Sequence[Row], drawn: Drawn) -> None:
+        """Give each row its token; deliver those that end with it."""
+        for row, token, logprob, sample_logprob in zip(rows, *(part.tolist() for part in drawn), strict=True):
             if logprob != logprob:
                 self._leave(row)
                 self._resolve(row, error=_not_finite(len(row.tokens)))

@@ -17,13 +17,13 @@ from bough.models.config import ModelConfig
 from .attention import TreeAttention, padded
 from .pool import Pool
 from .query import QueryRun
-from .sampler import Drawing, Drawn, draw
+from .sampler import Drawing, Drawn, Places, draw
 
 
 class Runner(Protocol):
     """Runs passes of one decoder, with keys and values in one pool."""
 
-    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Sequence[int], version: int) -> Tensor:
+    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
         """Compute new tokens: their keys and values go to the pool, and the logits that are wanted are returned.
 
         Args:
@@ -40,8 +40,14 @@ class Runner(Protocol):
         """
         ...
 
-    def draw(self, logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
+    def draw(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
         """Draw tokens from rows of the latest pass's logits; see `bough.engine.sampler.draw`."""
+        ...
+
+    def step(
+        self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int
+    ) -> Drawn:
+        """`run` with one token a run, and `draw` a token from the logits of each."""
         ...
 
 
@@ -58,7 +64,7 @@ class TorchRunner:
         self._decoder, self._pool, self._share_from = decoder, pool, share_from
         self._windows = frozenset(layer.attention.window for layer in decoder.config.layers)
 
-    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Sequence[int], version: int) -> Tensor:
+    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
         """See `Runner.run`."""
         attention = TreeAttention(self._pool, runs, self._windows, self._share_from)
         flat, positions = np.zeros((2, attention.size), np.int64)
@@ -69,9 +75,16 @@ class TorchRunner:
         index[: len(places)] = places
         return self._decoder.logits(hidden[self._tensor(index)])[: len(places)].float()
 
-    def draw(self, logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
+    def draw(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
         """See `Runner.draw`."""
         return draw(logits, places, drawings)
+
+    def step(
+        self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int
+    ) -> Drawn:
+        """See `Runner.step`."""
+        places = range(len(tokens))
+        return self.draw(self.run(runs, tokens, places, version), places, drawings)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._pool.data.device)

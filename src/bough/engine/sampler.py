@@ -64,7 +64,10 @@ def transform(logits: Tensor, sampling: Sampling, histories: Sequence[Sequence[i
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def draw(logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
+Places = Sequence[int] | np.ndarray  # indices into a pass's tokens, or into its logits
+
+
+def draw(logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
     """Draw one token per drawing, each from row ``places[i]`` of the logits.
 
     Args:
@@ -76,7 +79,7 @@ def draw(logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> 
         See `Drawn`; float32 ``[B]`` each. Where a row's logits are not finite, the log-probabilities are NaN.
     """
     device = logits.device
-    rows = logits[torch.tensor(places, device=device)]
+    rows = logits[torch.as_tensor(places, device=device)]
     model = rows.log_softmax(-1)
     tokens = torch.empty(len(drawings), dtype=torch.int64, device=device)
     sample_logprobs = torch.zeros(len(drawings), dtype=torch.float32, device=device)

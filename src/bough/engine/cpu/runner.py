@@ -19,7 +19,7 @@ from bough.models.packed import PackedLinear, pack_decoder, packed_as
 from ..attention import padded
 from ..pool import Pool
 from ..query import QueryRun
-from ..sampler import Drawing, Drawn, draw
+from ..sampler import Drawing, Drawn, Places, draw
 from .attend import scratch_bytes
 from .plan import Plan, columns
 from .records import DRAW, LAYER, LINEAR, MEMORY, MODEL, PASS
@@ -57,6 +57,7 @@ class CompiledRunner:
         self._rows = self._wanted = 0
         self._logits = torch.empty(0, 0)
         self._packed_head = isinstance(decoder.head, PackedLinear)
+        self._plain_logits = config.logit_scale == 1 and config.logit_softcap is None
         self._fit(8, 8)
 
     # The model's records ------------------------------------------------------------------------------------
@@ -147,6 +148,7 @@ class CompiledRunner:
         record["wide_row"], record["narrow_row"], record["mine_bytes"] = wide, 2 * inputs, mine
         record["groups"] = inputs // 32  # the smallest groups
         self._tokens, self._places = np.zeros(rows, np.int64), np.zeros(wanted, np.int64)
+        self._everywhere = np.arange(rows)
         self._pass[0]["tokens"], self._pass[0]["wanted"] = self._tokens.ctypes.data, self._places.ctypes.data
         first = int(starts[list(sizes).index("hidden")])
         hidden = self._buffer[first : first + sizes["hidden"]]
@@ -154,10 +156,43 @@ class CompiledRunner:
 
     # Passes -------------------------------------------------------------------------------------------------
 
-    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Sequence[int], version: int) -> Tensor:
+    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
         """Compute a pass; see `Runner.run`."""
-        config, record, count = self._decoder.config, self._pass[0], len(tokens)
-        self._fit(count, len(places))
+        logits = self._prepare(runs, tokens, places, version)
+        self._pass[0]["draws"] = 0
+        self._team.run(*self._records)
+        if self._packed_head:
+            return self._decoder.finish_logits(logits)
+        wanted = torch.from_numpy(self._places[: len(places)])
+        return self._decoder.logits(self._hidden[wanted].to(torch.bfloat16))
+
+    def draw(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
+        """Draw tokens; see `Runner.draw`."""
+        if not _alike(drawings) or logits.stride(1) != 1:
+            return draw(logits, places, drawings)
+        drawn = self._prepare_draws(logits, places, drawings)
+        shape = self._pass[0]
+        shape["count"], shape["wanted_count"], shape["draws"] = 0, 0, self._draws_at
+        self._team.run(*self._records)
+        return drawn
+
+    def step(
+        self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int
+    ) -> Drawn:
+        """A pass and its draws in one; see `Runner.step`."""
+        self._fit(len(tokens), len(tokens))
+        places = self._everywhere[: len(tokens)]
+        if not self._packed_head or not self._plain_logits or not _alike(drawings):
+            return self.draw(self.run(runs, tokens, places, version), places, drawings)
+        drawn = self._prepare_draws(self._prepare(runs, tokens, places, version), places, drawings)
+        self._pass[0]["draws"] = self._draws_at
+        self._team.run(*self._records)
+        return drawn
+
+    def _prepare(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
+        """Fill in the records of a pass; returns where its logits will be, before what follows the head's product."""
+        config, record, count, wanted = self._decoder.config, self._pass[0], len(tokens), len(places)
+        self._fit(count, wanted)
         plan = self._plan
         if plan is None or not plan.advance(runs, version):
             plan = self._plan = Plan(runs, version, self._group, self._windows)
@@ -169,53 +204,44 @@ class CompiledRunner:
                 record[name] = array.ctypes.data
             record["columns"], record["part_count"] = len(plan.visible), len(plan.parts)
         self._tokens[:count] = tokens[plan.source]
-        wanted = self._places[: len(places)]
-        wanted[:] = plan.where[places]
-        logits = self._logits_memory(len(places))
-        record["count"], record["wanted_count"], record["draws"] = count, len(places) if self._packed_head else 0, 0
+        self._places[:wanted] = plan.where[places]
+        record["count"], record["wanted_count"] = count, wanted if self._packed_head else 0
+        logits = self._logits_memory(wanted)
         self._memory[0]["logits"] = logits.data_ptr()
-        self._team.run(*self._records)
-        if not self._packed_head:
-            return self._decoder.logits(self._hidden[torch.from_numpy(wanted)].to(torch.bfloat16))
-        return self._decoder.finish_logits(logits[:, : config.vocab_size])
+        return logits[:, : config.vocab_size]
 
-    def draw(self, logits: Tensor, places: Sequence[int], drawings: Sequence[Drawing]) -> Drawn:
-        """Draw tokens; see `Runner.draw`."""
-        chosen, count = drawings[0].sampling, len(drawings)
-        simple = _only_temperature(chosen) and all(drawing.sampling is chosen for drawing in drawings)
-        if not simple or logits.stride(1) != 1:
-            return draw(logits, places, drawings)
+    def _prepare_draws(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
+        """Fill in the record of what is drawn; returns where it will be."""
+        count, record = len(drawings), self._draws[0]
         if self._drawings.shape[1] < count:
             self._drawings = np.zeros((4, 2 * count), np.int64)
             self._logprobs = np.zeros((3, 2 * count), np.float32)
             names = "places", "keys", "positions", "tokens", "temperatures", "logprobs", "sample_logprobs"
             for name, array in zip(names, [*self._drawings, *self._logprobs], strict=True):
-                self._draws[0][name] = array.ctypes.data
+                record[name] = array.ctypes.data
         integers, floats = self._drawings[:, :count], self._logprobs[:, :count]
         integers[0] = places
         integers[1] = np.array([drawing.key for drawing in drawings], np.uint64).view(np.int64)
         integers[2] = [drawing.position for drawing in drawings]
-        floats[0] = chosen.temperature
-        record, shape = self._draws[0], self._pass[0]
-        record["logits"], record["row"], record["vocabulary"] = (
-            logits.data_ptr(),
-            4 * logits.stride(0),
-            logits.shape[1],
-        )
-        record["count"] = count
-        shape["count"], shape["wanted_count"], shape["draws"] = 0, 0, self._draws_at
-        self._team.run(*self._records)
+        floats[0] = drawings[0].sampling.temperature
+        record["logits"], record["row"], record["count"] = logits.data_ptr(), 4 * logits.stride(0), count
+        record["vocabulary"] = logits.shape[1]
         return integers[3], floats[1], floats[2]
 
     def _logits_memory(self, count: int) -> Tensor:
         """``[count, whole panels]`` float32, kept from pass to pass while it is not large."""
-        width = 16 * int(self._linears["panels"][-1])
         if count > len(self._logits):
-            fresh = torch.empty(count, width)
+            fresh = torch.empty(count, 16 * int(self._linears["panels"][-1]))
             if fresh.nbytes > _LARGE:
                 return fresh
             self._logits = fresh
         return self._logits[:count]
+
+
+def _alike(drawings: Sequence[Drawing]) -> bool:
+    """Whether one compiled walk over each row does: all are drawn in the same way, which has a temperature at most."""
+    sampling = drawings[0].sampling
+    return _only_temperature(sampling) and all(drawing.sampling is sampling for drawing in drawings)
 
 
 @lru_cache
