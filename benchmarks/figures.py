@@ -115,7 +115,7 @@ def forks(folder: Path, times: int = 2000) -> dict[str, Any]:
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """(l) The most KV memory in use while 64 branches of 64 tokens grow from 1,024, over that of the unique tokens."""
+    """(l) Peak KV memory of 64 branches of 64 tokens from a prompt of 1,024, over that of the unique tokens."""
     lm = load(folder, "bf16")
     _generate(lm, 1024, 64, 64, seed=0)
     unique = (1024 + 64 * 64) * lm.engine.pool.token_bytes  # type: ignore[attr-defined]

@@ -112,8 +112,8 @@ def test_products_are_the_references(bits: int, group: int | None, inputs: int, 
     narrow = torch.empty(rows, inputs, dtype=torch.bfloat16)
     linear, memory = np.zeros(1, LINEAR), np.zeros(1, MEMORY)
     panels = len(packed.codes)
-    linear[0] = (packed.codes.data_ptr(), 0 if packed.scales is None else packed.scales.data_ptr(), bits, packed.group,
-                 inputs, outputs, panels, 0)  # fmt: skip
+    weights, scaled = packed.codes.data_ptr(), 0 if packed.scales is None else packed.scales.data_ptr()
+    linear[0] = (weights, scaled, bits, packed.group, inputs, outputs, panels, 0)
     for name, tensor in (("narrow", narrow), ("scales", scales), ("starts", starts)):
         memory[0][name] = tensor.data_ptr()
     memory[0]["narrow_row"], memory[0]["groups"] = 2 * inputs, inputs // 32

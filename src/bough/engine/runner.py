@@ -44,9 +44,7 @@ class Runner(Protocol):
         """Draw tokens from rows of the latest pass's logits; see `bough.engine.sampler.draw`."""
         ...
 
-    def step(
-        self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int
-    ) -> Drawn:
+    def step(self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int) -> Drawn:
         """`run` with one token a run, and `draw` a token from the logits of each."""
         ...
 
@@ -79,9 +77,7 @@ class TorchRunner:
         """See `Runner.draw`."""
         return draw(logits, places, drawings)
 
-    def step(
-        self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int
-    ) -> Drawn:
+    def step(self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int) -> Drawn:
         """See `Runner.step`."""
         places = range(len(tokens))
         return self.draw(self.run(runs, tokens, places, version), places, drawings)

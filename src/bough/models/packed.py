@@ -21,7 +21,8 @@ from bough.core.errors import InvalidInput, UnsupportedError
 from .decoder import Decoder, SparseMlp
 from .memory import empty
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 WEIGHTS = ("fp32", "bf16", "int8", "int4")  # the precisions that a decoder can be loaded in
 

@@ -12,10 +12,9 @@ from numba import carray, njit
 from .attend import LEAST, LOG2_E, attend
 from .barrier import meet
 from .draw import draw_share
-from .products import add_bias, claim_size, linear_rows, narrow_row, norm_row
+from .products import add_bias, linear_rows, narrow_row, norm_row
 from .records import LAYER, LINEAR, MEMORY, MODEL, PART, PASS
 from .simd import (
-    atomic_add,
     constant,
     exp2,
     fill,
@@ -28,17 +27,16 @@ from .simd import (
     pointer,
     put_f32,
     put_i32,
-    put_i64,
     store,
     store_bf16,
 )  # fmt: skip
+from .support import GELU_TANH, SILU
+
 
 @njit
 def share(count, thread, threads):  # type: ignore[no-untyped-def]
     """A thread's part of ``range(count)``."""
     return count * thread // threads, count * (thread + 1) // threads
-from .support import GELU_TANH, SILU
-
 
 
 @njit
@@ -227,15 +225,11 @@ def enter(model, memory, row, norm, linear):  # type: ignore[no-untyped-def]
 
 
 @njit
-def product(linear, memory, rows, out, out_row, team, threads):  # type: ignore[no-untyped-def]
-    """A linear layer, from one barrier to the next; its panels go to whichever thread is free."""
-    put_i64(memory.claimed, 0)  # by all, before anyone claims
+def product(linear, memory, rows, out, out_row, team, thread, threads):  # type: ignore[no-untyped-def]
+    """A linear layer, from one barrier to the next; each thread has its share of the panels."""
     meet(team, threads)
-    some = claim_size(linear, rows)
-    first = atomic_add(memory.claimed, some)
-    while first < linear.panels:
-        linear_rows(linear, memory, rows, first, min(first + some, linear.panels), out, out_row)
-        first = atomic_add(memory.claimed, some)
+    first, last = share(linear.panels, thread, threads)
+    linear_rows(linear, memory, rows, first, last, out, out_row)
     meet(team, threads)
 
 
@@ -255,7 +249,7 @@ def compute(thread, threads, team, model, shape, memory):  # type: ignore[no-unt
         keys = model.pool + index * 2 * model.pool_slots * model.kv_heads * model.head_dim * 2
         for r in range(first, last):
             enter(model, memory, r, layer.norm, qkv)
-        product(qkv, memory, rows, wide, wide_row, team, threads)
+        product(qkv, memory, rows, wide, wide_row, team, thread, threads)
         for r in range(first, last):
             store_heads(model, layer, qkv, shape, memory, keys, r)
         meet(team, threads)
@@ -264,15 +258,15 @@ def compute(thread, threads, team, model, shape, memory):  # type: ignore[no-unt
         for r in range(first, last):
             merge(model, shape, memory, r, threads, wide + r * wide_row, mine)
             narrow_row(out, wide + r * wide_row, r, memory)
-        product(out, memory, rows, memory.y, y_row, team, threads)
+        product(out, memory, rows, memory.y, y_row, team, thread, threads)
         for r in range(first, last):
             add_to_residual(model, memory, r, out, layer.post_norm)
             enter(model, memory, r, layer.mlp_norm, gate_up)
-        product(gate_up, memory, rows, wide, wide_row, team, threads)
+        product(gate_up, memory, rows, wide, wide_row, team, thread, threads)
         for r in range(first, last):
             activate(model, gate_up, wide + r * wide_row)
             narrow_row(down, wide + r * wide_row, r, memory)
-        product(down, memory, rows, memory.y, y_row, team, threads)
+        product(down, memory, rows, memory.y, y_row, team, thread, threads)
         for r in range(first, last):
             add_to_residual(model, memory, r, down, layer.mlp_post_norm)
     for r in range(first, last):
@@ -288,4 +282,4 @@ def read_out(thread, threads, team, model, shape, memory):  # type: ignore[no-un
     first, last = share(shape.wanted_count, thread, threads)
     for r in range(first, last):
         narrow_row(head, memory.hidden + get_i64(shape.wanted + 8 * r) * model.hidden * 4, r, memory)
-    product(head, memory, shape.wanted_count, memory.logits, head.panels * 64, team, threads)
+    product(head, memory, shape.wanted_count, memory.logits, head.panels * 64, team, thread, threads)

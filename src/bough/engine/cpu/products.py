@@ -64,14 +64,6 @@ def narrow_row(linear, values, row, memory):  # type: ignore[no-untyped-def]
 
 
 @njit
-def claim_size(linear, rows):  # type: ignore[no-untyped-def]
-    """Panels that a thread takes at a time: whole tiles, enough of them that threads end at about the same time."""
-    if rows < _TILED_ROWS:
-        return 8
-    return 12 if linear.panels >= 96 else 3
-
-
-@njit
 def linear_rows(linear, memory, rows, first, last, out, out_row):  # type: ignore[no-untyped-def]
     """Outputs of panels first..last, for all rows: float32 at ``out``, rows ``out_row`` bytes apart; no bias."""
     if linear.bits == 16:

@@ -39,8 +39,8 @@ DRAW = _record("logits row vocabulary places keys positions temperatures count t
 # Working memory. Residual x, y and hidden: float32 [count, H]; wide: float32 [count, the widest projection]; narrow:
 # inputs of products, [count, narrow_row] bytes; scales, starts: of quantised inputs, [count, groups]; query: bfloat16
 # pairs [kv_heads, head_dim / 2, columns, 2]; out: float32 [threads, kv_heads, head_dim, columns]; top, mass: float32
-# [threads, kv_heads, columns]; mine: [threads, mine_bytes]; claimed: int64, see `forward.product`. logits: float32
-# [wanted_count, whole panels].
+# [threads, kv_heads, columns]; mine: [threads, mine_bytes]; logits: float32 [wanted_count, whole
+# panels].
 MEMORY = _record(
-    "x y hidden wide wide_row narrow narrow_row scales starts groups query out top mass mine mine_bytes claimed logits"
+    "x y hidden wide wide_row narrow narrow_row scales starts groups query out top mass mine mine_bytes logits"
 )

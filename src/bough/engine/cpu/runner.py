@@ -138,7 +138,6 @@ class CompiledRunner:
             "scales": products * inputs // 8, "starts": products * inputs // 8,
             "query": lanes * config.head_dim * 2, "out": threads * lanes * config.head_dim * 4,
             "top": threads * lanes * 4, "mass": threads * lanes * 4, "mine": threads * mine,
-            "claimed": 64,
         }  # fmt: skip
         starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())])
         self._buffer = empty((int(starts[-1]),), torch.uint8, torch.device("cpu"))
@@ -176,9 +175,7 @@ class CompiledRunner:
         self._team.run(*self._records)
         return drawn
 
-    def step(
-        self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int
-    ) -> Drawn:
+    def step(self, runs: Sequence[QueryRun], tokens: np.ndarray, drawings: Sequence[Drawing], version: int) -> Drawn:
         """A pass and its draws in one; see `Runner.step`."""
         self._fit(len(tokens), len(tokens))
         places = self._everywhere[: len(tokens)]
@@ -239,7 +236,7 @@ class CompiledRunner:
 
 
 def _alike(drawings: Sequence[Drawing]) -> bool:
-    """Whether one compiled walk over each row does: all are drawn in the same way, which has a temperature at most."""
+    """Whether one compiled walk over each row does: all are drawn alike, with a temperature at most."""
     sampling = drawings[0].sampling
     return _only_temperature(sampling) and all(drawing.sampling is sampling for drawing in drawings)
 

@@ -237,10 +237,8 @@ def _narrowed(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 
 def _pairs(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    halves = call(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", PAIRS, [y, x])  # all of x, then all of y
-    order = [half * LANES + lane for lane in range(LANES) for half in range(2)]
-    mask = ir.Constant(lanes(_I32, 2 * LANES), order)
-    return b.bitcast(b.shuffle_vector(halves, ir.Constant(PAIRS, ir.Undefined), mask), INTS)
+    low, high = b.zext(_narrowed(b, x), INTS), b.zext(_narrowed(b, y), INTS)
+    return b.or_(low, b.shl(high, ir.Constant(INTS, [16] * LANES)))
 
 
 load_bf16 = primitive(F32, [_i64], _load_bf16)
