@@ -488,7 +488,7 @@ def test_loading_never_holds_the_model_as_it_is_stored(tmp_path, monkeypatch, we
     assert len(seen) == 8 + 1
     ours = sum(tensor.nbytes for tensor in decoder.state_dict().values())
     assert ours < stored * (0.3 if weights == "int8" else 0.2)
-    assert max(seen) < ours + 1.5 * stored / 8
+    assert max(seen) < ours + 2.5 * stored / 8  # a layer is packed while the next is read
     del decoder
     pack_decoder(load_decoder(tmp_path), weights)
     assert max(seen[9:]) < 1.05 * stored  # in place: one linear layer's copy at a time

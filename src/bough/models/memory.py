@@ -19,6 +19,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    buffer = torch.from_numpy(np.empty(size + _ALIGNMENT, np.uint8))
-    start = -buffer.data_ptr() % _ALIGNMENT
-    return buffer[start : start + size].view(dtype).view(shape)
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(buffer[start : start + size]).view(dtype).view(shape)

@@ -147,7 +147,7 @@ def load_decoder(
     ``dtype`` defaults to the one the checkpoint is stored in. ``context`` is the longest sequence in
     tokens, and fixes the rotary regime (see :mod:`.rope`). ``weights`` "fp32" and "bf16" are that ``dtype``;
     "int8" and "int4" round each layer as soon as it is read, as :func:`.packed.pack_decoder` does, so that memory
-    holds the result and one layer or the embedding as they are stored; the rest is bfloat16. A
+    holds the result and two layers, or the embedding, as they are stored; the rest is bfloat16. A
     decoder in bfloat16 is packed too if ``pack_if(config, dtype, device)`` is true.
 
     Raises :class:`InvalidInput` for unknown ``weights`` or a ``dtype`` that contradicts them;
