@@ -151,6 +151,7 @@ def decoder() -> Any:
 
 
 def _tokens(queue: Any) -> None:
+    torch.set_num_threads(1)  # torch's OpenMP hangs in the fork of a process that has used it; a team must not
     with tiny_lm(decoder=decoder(), threads=2) as lm:
         queue.put(lm.generate(lm.branch("to be"), max_tokens=8)[0].tokens)
 
