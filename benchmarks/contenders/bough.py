@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import statistics
 import time
 from pathlib import Path
@@ -22,16 +21,8 @@ ENDLESS = Stop(eos=False)
 
 
 def load(folder: Path, precision: str, **options: Any) -> Backend:
-    """The checkpoint, its weights in this precision.
-
-    Raises:
-        NotImplementedError: this version of bough does not store weights so.
-    """
-    if precision != "bf16":
-        if "weights" not in inspect.signature(bough.load).parameters:
-            raise NotImplementedError(f"bough {bough.__version__} does not store weights in {precision}")
-        options["weights"] = precision
-    return bough.load(folder, device="cpu", **options)
+    """The checkpoint, its weights in this precision."""
+    return bough.load(folder, device="cpu", weights=precision, **options)
 
 
 class Bough(Contender):

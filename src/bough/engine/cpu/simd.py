@@ -244,7 +244,6 @@ def _pairs(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
 load_bf16 = primitive(F32, [_i64], _load_bf16)
 store_bf16 = primitive(types.void, [_i64, F32], lambda b, a, x: write(b, a, _narrowed(b, x), 2))
 pairs_bf16 = primitive(I32, [F32, F32], _pairs)  # lane i: bfloat16 of x in the low half, of y in the high half
-load_f16 = primitive(F32, [_i64], lambda b, a: b.fpext(read(b, a, lanes(ir.HalfType()), 2), FLOATS))
 store_int8 = primitive(types.void, [_i64, I32], lambda b, a, x: write(b, a, b.trunc(x, lanes(_I8)), 1))
 
 
