@@ -176,7 +176,6 @@ to_floats = primitive(F32, [I32], lambda b, x: b.sitofp(x, FLOATS))
 to_ints = primitive(I32, [F32], lambda b, x: b.fptosi(call(b, "llvm.rint.v16f32", FLOATS, [x]), INTS))
 nearest = primitive(F32, [F32], lambda b, x: call(b, "llvm.rint.v16f32", FLOATS, [x]))
 fma = primitive(F32, [F32, F32, F32], lambda b, x, y, z: call(b, "llvm.fma.v16f32", FLOATS, [x, y, z]))
-root = primitive(F32, [F32], lambda b, x: call(b, "llvm.sqrt.v16f32", FLOATS, [x]))
 absolute = primitive(F32, [F32], lambda b, x: call(b, "llvm.fabs.v16f32", FLOATS, [x]))
 shift_right = primitive(I32, [I32], lambda b, x: b.ashr(x, ir.Constant(INTS, [23] * LANES)))  # to the exponent
 bits = primitive(I32, [F32], lambda b, x: b.bitcast(x, INTS))
