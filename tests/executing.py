@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bough.search  # noqa: F401  (registers its techniques)
-from bough.core import Answer, Backend, Budget, Proposed, Reward, Run, Strategy, techniques
+from bough.core import Answer, Backend, Budget, Proposed, Reward, Run, StoppingRule, Strategy, techniques
 from bough.engine import NativeBackend
 from tiny import tiny_decoder
 from toy import ToyBackend, ToyReward, ToyTokenizer
@@ -55,8 +55,10 @@ def idle(backend: Backend) -> bool:
 class Recorded(Run):
     """A run that remembers which branches were proposed, in order."""
 
-    def __init__(self, reward: Reward | None = None, budget: Budget | None = None) -> None:
-        super().__init__(reward=reward or ToyReward(), budget=budget, on_event=self._record)
+    def __init__(
+        self, reward: Reward | None = None, budget: Budget | None = None, stop: StoppingRule | None = None
+    ) -> None:
+        super().__init__(reward=reward or ToyReward(), budget=budget, stop=stop, on_event=self._record)
         self.proposals: list[Proposed] = []
 
     def _record(self, event: Any) -> None:

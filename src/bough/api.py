@@ -22,6 +22,7 @@ from bough.core import (
     InvalidInput,
     Reward,
     Run,
+    StoppingRule,
     Strategy,
     TaskLike,
     Trace,
@@ -206,6 +207,7 @@ def prepare(
     reward: Source | Reward | Callable[[str], float] | None = None,
     task: str | TaskLike | None = None,
     budget: Budget | None = None,
+    stop: str | StoppingRule | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
     trace: bool = True,
@@ -215,7 +217,7 @@ def prepare(
     text, aim = _prompt_and_task(lm, prompt, task)
     judge = reward_for(lm, chosen, reward)
     root = lm.branch(text, seed=seed)
-    made = Run(task=aim, reward=judge, budget=budget, on_event=on_event)
+    made = Run(task=aim, reward=judge, budget=budget, stop=as_rule(stop), on_event=on_event)
     if trace:
         import bough.trace  # noqa: F401  (teaches traces to be saved as a page)
 
@@ -240,6 +242,7 @@ def solve(
     reward: Source | Reward | Callable[[str], float] | None = None,
     task: str | TaskLike | None = None,
     budget: Budget | None = None,
+    stop: str | StoppingRule | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
     trace: bool = True,
@@ -258,6 +261,8 @@ def solve(
             any other prompt free text (a step is a line).
         budget: limits on tokens, passes, reward calls and seconds; when one is hit, the best so far is the
             answer.
+        stop: a stopping rule such as ``bough.search.Patience(8)``, or the name of one for its defaults. It sees
+            every whole solution, and when it has seen enough, the best so far is the answer.
         seed: the same seed gives the same answer, whatever else the engine is doing.
         on_event: called with every `Event` as it happens, in the thread that runs the strategy.
         trace: whether to record the events, for ``answer.trace``.
@@ -270,8 +275,8 @@ def solve(
     """
     return run(
         solve_async(
-            lm, prompt, strategy=strategy, reward=reward, task=task, budget=budget, seed=seed,
-            on_event=on_event, trace=trace,
+            lm, prompt, strategy=strategy, reward=reward, task=task, budget=budget, stop=stop,
+            seed=seed, on_event=on_event, trace=trace,
         )
     )  # fmt: skip
 
@@ -287,6 +292,20 @@ def as_strategy(strategy: str | Strategy) -> Strategy:
     cls = get_technique(strategy).cls
     if not issubclass(cls, Strategy):
         raise InvalidInput(f"{strategy!r} is a technique, not a strategy: it answers no prompts by itself")
+    return cls()
+
+
+def as_rule(stop: str | StoppingRule | None) -> StoppingRule | None:
+    """A stopping rule as it is, or the one of that name with its defaults."""
+    if stop is None or isinstance(stop, StoppingRule):
+        return stop
+    if not isinstance(stop, str):
+        raise InvalidInput(f"stop={stop!r} is neither a StoppingRule instance nor the name of one")
+    import bough.search  # noqa: F401  (registers what is there)
+
+    cls = get_technique(stop).cls
+    if not issubclass(cls, StoppingRule):
+        raise InvalidInput(f"{stop!r} is a technique, but no stopping rule; see `bough list` for those of its family")
     return cls()
 
 

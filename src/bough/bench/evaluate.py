@@ -10,7 +10,18 @@ from typing import Any
 
 from bough.api import Prepared, prepare, reward_for
 from bough.bench.results import Record, Results, key
-from bough.core import Answer, Backend, BoughError, Budget, EngineClosed, InvalidInput, Reward, Strategy, run
+from bough.core import (
+    Answer,
+    Backend,
+    BoughError,
+    Budget,
+    EngineClosed,
+    InvalidInput,
+    Reward,
+    StoppingRule,
+    Strategy,
+    run,
+)
 from bough.tasks import TASKS, Problem, Task
 
 _TOO_MANY_FAILURES = 20
@@ -18,10 +29,11 @@ _TOO_MANY_FAILURES = 20
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: a strategy with its parameters, under a budget."""
+    """One side of a comparison: a strategy with its parameters, under a budget, with or without a stopping rule."""
 
     strategy: Strategy
     budget: Budget = Budget()
+    stop: StoppingRule | None = None
 
     @property
     def name(self) -> str:
@@ -129,7 +141,8 @@ async def evaluate_async(
     def ready(trial: Trial) -> Prepared:
         return prepare(
             lm, trial.problem.prompt, strategy=trial.arm.strategy, reward=judges[id(trial.arm)],
-            task=tasks[trial.problem.task], budget=trial.arm.budget, seed=trial.seed, trace=False,
+            task=tasks[trial.problem.task], budget=trial.arm.budget, stop=trial.arm.stop,
+            seed=trial.seed, trace=False,
         )  # fmt: skip
 
     def name_of(trial: Trial) -> Record:
@@ -140,6 +153,7 @@ async def evaluate_async(
             "seed": trial.seed, "strategy": trial.arm.name, "params": trial.arm.params,
             "budget": trial.arm.limits, "model": model or lm.name,
             "reward": None if judge is None else reward_model or judge.name,
+            **({} if trial.arm.stop is None else {"stop": trial.arm.stop.describe()}),
         }  # fmt: skip
 
     for trial in arms.values():

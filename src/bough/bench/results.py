@@ -14,7 +14,8 @@ from bough.core import InvalidInput
 
 Record = dict[str, Any]
 
-# What names a trial. A file never holds two records that agree in all of these.
+# What names a trial, beside its "stop" where it has a stopping rule. A file never holds two records that agree in
+# all of these.
 KEY = ("task", "level", "split", "index", "seed", "strategy", "params", "budget", "model", "reward")
 
 _SYNC_SECONDS = 1.0
@@ -23,7 +24,8 @@ _SAMPLE = 1 << 20
 
 def key(record: Mapping[str, Any]) -> str:
     """What names a trial, as one string."""
-    return json.dumps([record[name] for name in KEY], sort_keys=True)
+    named = [record[name] for name in KEY]
+    return json.dumps([*named, record["stop"]] if "stop" in record else named, sort_keys=True)
 
 
 class Results:

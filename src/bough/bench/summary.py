@@ -34,7 +34,7 @@ class Cell:
         trials: how many (problem, seed).
         accuracy: share of right answers, with its 95 % interval over problems.
         costs: mean per trial of each of `COSTS`.
-        stopped: share of the trials that a budget ended.
+        stopped: share of the trials that a budget or a stopping rule ended.
         records: the trials.
     """
 
@@ -61,11 +61,16 @@ def cells(records: Sequence[Record], arms: Sequence[Arm] = ()) -> list[Cell]:
     """The cells that these records fall into: those of ``arms`` in their order, then as each first appears."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[json.dumps([record[name] for name in (*_SETTING, *_ARM)], sort_keys=True)].append(record)
-    order = [json.dumps([arm.name, arm.params, arm.limits], sort_keys=True) for arm in arms]
+        named = [*(record[name] for name in (*_SETTING, *_ARM)), record.get("stop")]
+        groups[json.dumps(named, sort_keys=True)].append(record)
+    rules = [None if arm.stop is None else arm.stop.describe() for arm in arms]
+    order = [
+        json.dumps([arm.name, arm.params, arm.limits, rule], sort_keys=True)
+        for arm, rule in zip(arms, rules, strict=True)
+    ]
 
     def place(cell: Cell) -> int:
-        name = json.dumps([cell.arm[part] for part in ("strategy", "params", "budget")], sort_keys=True)
+        name = json.dumps([cell.arm.get(part) for part in ("strategy", "params", "budget", "stop")], sort_keys=True)
         return order.index(name) if name in order else len(order)
 
     made = sorted((_cell(group) for group in groups.values()), key=place)
@@ -91,7 +96,7 @@ def _cell(records: list[Record]) -> Cell:
     problems = [record["index"] for record in records]
     return Cell(
         setting={name: records[0][name] for name in _SETTING},
-        arm={name: records[0][name] for name in _ARM},
+        arm={name: records[0][name] for name in (*_ARM, "stop") if name in records[0]},
         label=records[0]["strategy"],
         problems=len(set(problems)),
         trials=len(records),
@@ -117,7 +122,8 @@ def _label(cell: Cell, others: Sequence[Cell]) -> str:
 
 def _settings(cell: Cell) -> dict[str, Any]:
     budget = {f"budget-{name}": value for name, value in cell.arm["budget"].items()}
-    return {**cell.arm["params"], **budget}
+    stop = {f"stop-{name}": value for name, value in cell.arm.get("stop", {}).items()}
+    return {**cell.arm["params"], **budget, **stop}
 
 
 @dataclass(frozen=True)
@@ -225,10 +231,13 @@ def write_summary(
     rows = [cell.to_dict() for cell in made]
     table = io.StringIO()
     if rows:
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(table, list({name: None for row in rows for name in row}), lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({**row, "params": json.dumps(row["params"]), "budget": json.dumps(row["budget"])})
+            nested: dict[str, Any] = {
+                name: json.dumps(row[name]) for name in ("params", "budget", "stop") if name in row
+            }
+            writer.writerow({**row, **nested})
     whole = {"cells": rows, "comparisons": [comparison.to_dict() for comparison in compared]}
     files = [
         _write(folder / "summary.csv", lambda path: path.write_text(table.getvalue(), encoding="utf-8")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -118,12 +119,12 @@ def _first_sentence(documented: object) -> str:
 def _one(name: str, json: bool) -> None:
     """A technique with its documentation and its parameters."""
     from bough.cli.params import parameters, register_all
-    from bough.core import Strategy, get_technique
+    from bough.core import get_technique
 
     register_all()
     info = get_technique(name)
     about = next(row for row in _techniques() if row["name"] == name)
-    fields = parameters(info.cls) if issubclass(info.cls, Strategy) else []
+    fields = parameters(info.cls) if is_dataclass(info.cls) else []
     params = [{"name": field.name, "type": str(field.type), "default": field.default} for field in fields]
     documentation = inspect.getdoc(info.cls) or ""
     if json:

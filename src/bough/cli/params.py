@@ -70,9 +70,9 @@ def _read(name: str, params: Sequence[str], several: bool) -> dict[str, list[Any
     return read
 
 
-def parameters(cls: type[Strategy]) -> list[Field[Any]]:
-    """The strategy's hyper-parameters."""
-    dataclass: type[DataclassInstance] = cls  # type: ignore[assignment]
+def parameters(cls: type) -> list[Field[Any]]:
+    """The hyper-parameters of a strategy, or of another technique that is a dataclass."""
+    dataclass: type[DataclassInstance] = cls
     return [field for field in fields(dataclass) if field.init]
 
 

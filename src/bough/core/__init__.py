@@ -32,13 +32,15 @@ from .events import (
 from .execution import Answer, FreeText, Reward, Run, TaskLike
 from .sampling import Sampling, Stop, StopLike
 from .steering import Steering
+from .stopping import Solution, StoppingRule
 from .technique import Promise, Strategy, TechniqueInfo, get_technique, technique, techniques
 
 __all__ = [
-    "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted", "Capability",
-    "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event", "Expanded", "Finish",
-    "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "OnToken", "Promise", "Proposed", "Pruned",
-    "Reward", "RewardError", "Root", "Run", "SampleSpec", "Sampled", "Sampling", "Scored", "Selected", "Stop",
-    "Steering", "StopLike", "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace",
-    "UnsupportedError", "get_technique", "run", "technique", "techniques",
+    "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted",
+    "Capability", "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event",
+    "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "OnToken",
+    "Promise", "Proposed", "Pruned", "Reward", "RewardError", "Root", "Run", "SampleSpec", "Sampled",
+    "Sampling", "Scored", "Selected", "Solution", "Steering", "Stop", "StopLike", "StoppingRule", "Strategy",
+    "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace", "UnsupportedError",
+    "get_technique", "run", "technique", "techniques",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ class Ledger:
         computed_tokens: tokens that went through the model, prompts and recomputation included.
         cached_tokens: prompt tokens that did not have to, because their keys and values were cached.
         reward_tokens: tokens that went through the reward's model.
+        stopped: why a stopping rule has ended the run, or None; from then on nothing more may be spent.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -58,6 +59,7 @@ class Ledger:
     computed_tokens: int = 0
     cached_tokens: int = 0
     reward_tokens: int = 0
+    stopped: str | None = None
     started: float = field(default_factory=time.perf_counter)
     ended: float | None = None
 
@@ -78,10 +80,14 @@ class Ledger:
     @property
     def reward_calls_left(self) -> float:
         """Branches that may still be scored (infinite without a limit)."""
+        if self.stopped is not None:
+            return 0
         return math.inf if self.budget.reward_calls is None else self.budget.reward_calls - self.reward_calls
 
     def generation_stopped_by(self) -> str | None:
-        """The limit that forbids another forward pass for generation, in words, or None."""
+        """The limit or the rule that forbids another forward pass for generation, in words, or None."""
+        if self.stopped is not None:
+            return self.stopped
         for name, spent in (("tokens", self.tokens), ("passes", self.passes), ("seconds", None)):
             limit = getattr(self.budget, name)
             if limit is None:
@@ -94,7 +100,7 @@ class Ledger:
     def to_dict(self) -> dict[str, float]:
         """Every count, as plain numbers."""
         counts = asdict(self)
-        for name in ("budget", "started", "ended"):
+        for name in ("budget", "started", "ended", "stopped"):
             del counts[name]
         return {**counts, "seconds": round(self.seconds, 6)}
 

@@ -13,6 +13,7 @@ from .branch import Branch
 from .budget import Budget, Ledger
 from .errors import BoughError, BudgetExhausted, RewardError, StrategyError, UnsupportedError
 from .events import Event, Expanded, Finished, Proposed, Pruned, Root, Scored, Selected, Trace
+from .stopping import Solution, StoppingRule
 from .technique import Strategy
 
 
@@ -71,7 +72,8 @@ class Answer:
         text: the completion (the prompt left out).
         score: the reward of the answer, or None if it was never scored.
         branch: the answer's branch; None if the budget ended before there was any.
-        stopped_by: the budget that ended the run ("tokens: 200 of 200"), or None if the strategy finished.
+        stopped_by: the budget that ended the run ("tokens: 200 of 200"), or the stopping rule that did
+            ("stop: patience: ..."), or None if the strategy finished.
     """
 
     text: str
@@ -88,6 +90,7 @@ class Run:
     Attributes:
         task: where steps and solutions end, and what the answer is.
         ledger: what the run has spent, with its budget.
+        stop: the rule that ends the run when it has seen enough whole solutions; None: there is none.
         best: the best branch proposed so far; None before the first proposal.
         best_score: its score; None if it was proposed without one.
     """
@@ -98,11 +101,13 @@ class Run:
         task: TaskLike | None = None,
         reward: Reward | None = None,
         budget: Budget | None = None,
+        stop: StoppingRule | None = None,
         trace: Trace | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.task: TaskLike = task or FreeText()
         self.ledger = Ledger(budget or Budget())
+        self.stop = stop
         self.trace = trace
         self.best: Branch | None = None
         self.best_score: float | None = None
@@ -110,6 +115,7 @@ class Run:
         self._on_event = on_event
         self._expansions = 0
         self._proposed: dict[int, float | None] = {}
+        self._seen: dict[int, Solution] = {}
 
     # What a strategy calls ---------------------------------------------------------------------------------
 
@@ -126,10 +132,10 @@ class Run:
             return []
         ledger = self.ledger
         if len(branches) > ledger.reward_calls_left:
-            raise BudgetExhausted(
-                f"the run's budget is spent (reward_calls: {ledger.reward_calls} of {ledger.budget.reward_calls}, "
-                f"{len(branches)} more asked for)"
+            limit = (
+                f"reward_calls: {ledger.reward_calls} of {ledger.budget.reward_calls}, {len(branches)} more asked for"
             )
+            raise BudgetExhausted(f"the run's budget is spent ({ledger.stopped or limit})")
         ledger.reward_calls += len(branches)
         name = self._reward.name
         try:
@@ -154,6 +160,8 @@ class Run:
         does not depend on which of them arrived first.
         """
         self._proposed[branch.key] = score
+        if self.stop is not None and branch.finish != "budget" and self.is_solution(branch):
+            self.report(branch, score)
         if self.best is not None:
             old = (self.best_score is not None, self.best_score or 0.0, -self.best.key)
             if (score is not None, score or 0.0, -branch.key) <= old:
@@ -162,6 +170,21 @@ class Run:
         if self.observed:
             self.emit(Proposed(branch.id, score))
         return True
+
+    def report(self, branch: Branch, score: float | None = None) -> bool:
+        """Show a whole solution to the stopping rule, once; whether the run is to end.
+
+        `propose` does so by itself. A strategy reports what it does not propose, such as the ballots of a vote, and
+        what it proposes in another order than that in which it should be seen.
+        """
+        if self.stop is None:
+            return False
+        if self.ledger.stopped is None and branch.key not in self._seen:
+            self._seen[branch.key] = Solution(self.task.extract(branch.completion), score)
+            reason = self.stop(list(self._seen.values()))
+            if reason is not None:
+                self.ledger.stopped = f"stop: {self.stop.info.name}: {reason}"
+        return self.ledger.stopped is not None
 
     def is_solution(self, branch: Branch) -> bool:
         """Whether the branch is a whole solution: the text has ended, or the task has nothing left to say."""
@@ -241,6 +264,7 @@ class Run:
             raise StrategyError(f"strategy {strategy.info.name} raised {error!r}", self.best) from error
         finally:
             self.ledger.close()
+        stopped_by = self.ledger.stopped or stopped_by
         result = Answer(
             text=self.best.completion if self.best is not None else "",
             score=self.best_score,
@@ -270,8 +294,9 @@ class Run:
 def header(strategy: Strategy, prompt: Branch, run: Run, seed: int) -> dict[str, Any]:
     """A trace's first record."""
     limits = {k: v for k, v in vars(run.ledger.budget).items() if v is not None}
+    stop = {} if run.stop is None else {"stop": run.stop.describe()}
     return {
-        "strategy": strategy.describe(), "model": prompt.backend.name, "seed": seed, "prompt": prompt.text,
+        "strategy": strategy.describe(), **stop, "model": prompt.backend.name, "seed": seed, "prompt": prompt.text,
         "budget": limits, "capabilities": sorted(c.name for c in Capability if c in prompt.backend.capabilities),
     }  # fmt: skip
 

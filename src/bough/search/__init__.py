@@ -9,5 +9,9 @@ from .best_of_n import BestOfN
 from .greedy import Greedy
 from .particle_filter import ParticleFilter
 from .self_consistency import SelfConsistency
+from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "ParticleFilter", "SelfConsistency"]
+__all__ = [
+    "AStar", "AdaptiveConsistency", "BeamSearch", "BestOfN", "EarlyStoppingConsistency", "Greedy", "ParticleFilter",
+    "Patience", "ScoreThreshold", "SelfConsistency",
+]  # fmt: skip

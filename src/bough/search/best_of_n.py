@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bough.core import Branch, Promise, Run, technique
 
-from .steps import WholeSearch, answered, settle
+from .steps import WholeSearch, answered
 
 
 @technique("best-of-n", paper="arXiv:2110.14168", promise=Promise.APPROXIMATE, needs_reward=True)
@@ -23,9 +23,9 @@ class BestOfN(WholeSearch):
     """
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
-        async def attempt(index: int) -> None:
+        async def attempt(index: int) -> tuple[Branch, float | None]:
             leaf = await self.draw(prompt, run, index)
-            run.propose(leaf, (await run.reward([leaf]))[0] if answered(leaf, run) else None)
+            return leaf, (await run.reward([leaf]))[0] if answered(leaf, run) else None
 
-        await settle(attempt(index) for index in range(self.n))
+        await self.attempt_all(run, attempt, lambda _, leaf, score: run.propose(leaf, score))
         return run.best

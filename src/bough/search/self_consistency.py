@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from bough.core import Branch, Promise, RewardError, Run, technique
 
-from .steps import WholeSearch, answered, settle
+from .steps import WholeSearch, answered
 from .vote import winner
 
 
@@ -20,7 +20,8 @@ from .vote import winner
 class SelfConsistency(WholeSearch):
     """Draw n whole solutions and take the answer that most of them reach.
 
-    The answer's score is the winning answer's share of the n votes.
+    The answer's score is the winning answer's share of the n votes; where a stopping rule has ended the run, of the
+    votes that it saw.
 
     Attributes:
         weighted: whether a solution's vote counts as much as its reward; needs a reward that is never negative.
@@ -36,26 +37,29 @@ class SelfConsistency(WholeSearch):
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
         ballots: dict[int, tuple[Branch, float]] = {}
 
-        async def attempt(index: int) -> None:
+        async def attempt(index: int) -> tuple[Branch, float | None]:
             leaf = await self.draw(prompt, run, index)
-            ballots[index] = leaf, await self._weight(leaf, run)
+            return leaf, await self._weight(leaf, run)
+
+        def cast(index: int, leaf: Branch, weight: float | None) -> None:
+            ballots[index] = leaf, 1.0 if weight is None else weight
 
         try:
-            await settle(attempt(index) for index in range(self.n))
+            await self.attempt_all(run, attempt, cast)
         finally:
             # Also when cut off: the vote of those that were in by then, in an order that no timing changes.
             order = sorted(ballots)
             answers = [run.task.extract(ballots[index][0].completion) for index in order]
             won = winner(answers, [ballots[index][1] for index in order])
             if won is not None:
-                run.propose(ballots[order[won[0]]][0], won[1] / self.n)
+                run.propose(ballots[order[won[0]]][0], won[1] / (len(order) if run.ledger.stopped else self.n))
             elif order:
                 run.propose(ballots[order[0]][0])
         return run.best
 
-    async def _weight(self, leaf: Branch, run: Run) -> float:
+    async def _weight(self, leaf: Branch, run: Run) -> float | None:
         if not self.weighted or not answered(leaf, run):
-            return 1.0
+            return None
         weight = (await run.reward([leaf]))[0]
         if weight < 0:
             raise RewardError(f"a vote cannot weigh {weight}; give a reward that is never negative")

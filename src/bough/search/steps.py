@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, RewardError, Run, Sampling, Strategy
 
 T = TypeVar("T")
+Attempt = tuple[Branch, float | None]  # a solution and its score
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,51 @@ class WholeSearch(Strategy):
                 run.propose(leaf)
             raise
         return leaves[0]
+
+    async def attempt_all(
+        self,
+        run: Run,
+        attempt: Callable[[int], Coroutine[Any, Any, Attempt]],
+        offer: Callable[[int, Branch, float | None], object],
+    ) -> None:
+        """Make the n attempts, and offer the index, the solution and the score of each.
+
+        All run at the same time, and each is offered when it is there. Where a stopping rule may end the run, a
+        window of them is in flight, and they are offered and shown to the rule in the order of their index; when it
+        has seen enough, the later ones are cancelled, and nothing of them is offered. What is offered then has the
+        law of drawing one after the other, whatever the window and the timing.
+        """
+        if run.stop is None:
+
+            async def one(index: int) -> None:
+                offer(index, *await attempt(index))
+
+            await settle(one(index) for index in range(self.n))
+            return
+        tasks: list[asyncio.Task[Attempt]] = []
+        following, enough = 0, False
+        try:
+            while following < self.n and not enough:
+                while len(tasks) < min(self.n, following + run.stop.parallel):
+                    tasks.append(asyncio.ensure_future(attempt(len(tasks))))
+                leaf, score = await tasks[following]
+                enough = run.report(leaf, score)
+                offer(following, leaf, score)
+                following += 1
+        except BudgetExhausted:
+            await asyncio.wait(tasks)  # what the others have drawn may still be judged
+            raise
+        finally:
+            for index, task in enumerate(tasks):
+                if (
+                    index >= following
+                    and not enough
+                    and task.done()
+                    and not task.cancelled()
+                    and task.exception() is None
+                ):
+                    offer(index, *task.result())
+            await cancel(tasks)
 
 
 def require_positive(owner: object, *names: str) -> None:
