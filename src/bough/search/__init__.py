@@ -3,6 +3,7 @@
 Importing this room registers its techniques.
 """
 
+from .adaptive_itc import AdaptiveITC
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
@@ -12,6 +13,7 @@ from .self_consistency import SelfConsistency
 from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "BeamSearch", "BestOfN", "EarlyStoppingConsistency", "Greedy", "ParticleFilter",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "BeamSearch", "BestOfN", "EarlyStoppingConsistency", "Greedy",
+    "ParticleFilter",
     "Patience", "ScoreThreshold", "SelfConsistency",
 ]  # fmt: skip
