@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from bough.core import Backend, Strategy
-from bough.search import AStar, SelfConsistency
+from bough.search import RPC, AStar, SelfConsistency
 from executing import STRATEGIES, Bench, native_backend, toy_backend
 
 BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}
 # Hyper-parameters that take other paths through the code; on the toy only, to save time.
 VARIANTS = {
     "self-consistency-weighted": SelfConsistency(weighted=True),
+    "self-consistency-confident": SelfConsistency(confidence="bottom", window=2, keep=0.5),
+    "rpc-mean": RPC(probability="mean", prune=False),
     "astar-speculating": AStar(doubt=0.0, cost="worst", revisit_cost=0.2, width=2),
 }
 CASES = {

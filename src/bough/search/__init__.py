@@ -8,12 +8,14 @@ from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .greedy import Greedy
+from .optscale import OptScale
 from .particle_filter import ParticleFilter
+from .pets import PETS
+from .rpc import RPC
 from .self_consistency import SelfConsistency
 from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "AdaptiveITC", "BeamSearch", "BestOfN", "EarlyStoppingConsistency", "Greedy",
-    "ParticleFilter",
-    "Patience", "ScoreThreshold", "SelfConsistency",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "BeamSearch", "BestOfN", "EarlyStoppingConsistency",
+    "Greedy", "OptScale", "PETS", "ParticleFilter", "Patience", "RPC", "ScoreThreshold", "SelfConsistency",
 ]  # fmt: skip

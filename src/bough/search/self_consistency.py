@@ -3,16 +3,21 @@
 Paper: Wang et al. 2022, arXiv:2203.11171; with reward-weighted votes, Li et al. 2022, arXiv:2206.02336. Pays when
 wrong solutions disagree with each other, and needs no reward; costs n whole solutions. Majority voting converges
 to the model's most probable answer, right or wrong, so it gains nothing from more samples beyond that.
+
+With `confidence`, a vote counts as much as the model was sure of the solution (Fu et al. 2025, arXiv:2508.15260), and
+those it was least sure of may be left out. The paper takes the mean log-probability of the likeliest tokens, over
+all places or groups of consecutive ones; this takes that of the drawn tokens, which every backend has.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
-from bough.core import Branch, Promise, RewardError, Run, technique
+from bough.core import Branch, Capability, InvalidInput, Promise, RewardError, Run, technique
 
-from .steps import WholeSearch, answered
-from .vote import winner
+from .steps import WholeSearch, answered, require_positive
+from .vote import Confidence, confidence, most_sure, winner
 
 
 @technique("self-consistency", paper="arXiv:2203.11171", promise=Promise.APPROXIMATE)
@@ -25,14 +30,31 @@ class SelfConsistency(WholeSearch):
 
     Attributes:
         weighted: whether a solution's vote counts as much as its reward; needs a reward that is never negative.
+        confidence: whether it counts as much as the model was sure of its tokens: of all ("mean"), of the least sure
+            group of consecutive ones ("bottom"), of the last group ("tail"); with "none", votes are equal.
+        window: tokens in a group; the default is for long chains of thought.
+        keep: the share of the solutions, those with the largest weights, that has a vote.
     """
 
     weighted: bool = False
+    confidence: Confidence = "none"
+    window: int = 2048
+    keep: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive(self, "window")
+        if self.confidence not in get_args(Confidence):
+            raise InvalidInput(f"confidence={self.confidence!r} is not one of {', '.join(get_args(Confidence))}")
+        if not 0 < self.keep <= 1:
+            raise InvalidInput(f"keep={self.keep} must be a share in (0, 1]; 1 keeps all votes")
+        if self.weighted and self.confidence != "none":
+            raise InvalidInput(f"weighted=True and confidence={self.confidence!r} are two weights; choose one")
         if self.weighted:
             object.__setattr__(self, "info", replace(self.info, needs_reward=True))
+        if self.confidence != "none":
+            requires = self.info.requires | {Capability.LOGPROBS}
+            object.__setattr__(self, "info", replace(self.info, requires=requires))
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
         ballots: dict[int, tuple[Branch, float]] = {}
@@ -50,7 +72,8 @@ class SelfConsistency(WholeSearch):
             # Also when cut off: the vote of those that were in by then, in an order that no timing changes.
             order = sorted(ballots)
             answers = [run.task.extract(ballots[index][0].completion) for index in order]
-            won = winner(answers, [ballots[index][1] for index in order])
+            voters = [ballots[index][1] * (answer is not None) for index, answer in zip(order, answers, strict=True)]
+            won = winner(answers, most_sure(voters, self.keep) if order else None)
             if won is not None:
                 run.propose(ballots[order[won[0]]][0], won[1] / (len(order) if run.ledger.stopped else self.n))
             elif order:
@@ -58,6 +81,8 @@ class SelfConsistency(WholeSearch):
         return run.best
 
     async def _weight(self, leaf: Branch, run: Run) -> float | None:
+        if self.confidence != "none":
+            return confidence(leaf.logprobs, self.confidence, self.window)
         if not self.weighted or not answered(leaf, run):
             return None
         weight = (await run.reward([leaf]))[0]
