@@ -208,6 +208,7 @@ def prepare(
     task: str | TaskLike | None = None,
     budget: Budget | None = None,
     stop: str | StoppingRule | None = None,
+    models: Mapping[str, Backend] | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
     trace: bool = True,
@@ -217,7 +218,7 @@ def prepare(
     text, aim = _prompt_and_task(lm, prompt, task)
     judge = reward_for(lm, chosen, reward)
     root = lm.branch(text, seed=seed)
-    made = Run(task=aim, reward=judge, budget=budget, stop=as_rule(stop), on_event=on_event)
+    made = Run(task=aim, reward=judge, budget=budget, stop=as_rule(stop), models=models, on_event=on_event)
     if trace:
         import bough.trace  # noqa: F401  (teaches traces to be saved as a page)
 
@@ -243,6 +244,7 @@ def solve(
     task: str | TaskLike | None = None,
     budget: Budget | None = None,
     stop: str | StoppingRule | None = None,
+    models: Mapping[str, Backend] | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
     trace: bool = True,
@@ -261,6 +263,7 @@ def solve(
             any other prompt free text (a step is a line).
         budget: limits on tokens, passes, reward calls and seconds; when one is hit, the best so far is the
             answer.
+        models: others that a strategy may ask beside ``lm``, by the names that it calls them.
         stop: a stopping rule such as ``bough.search.Patience(8)``, or the name of one for its defaults. It sees
             every whole solution, and when it has seen enough, the best so far is the answer.
         seed: the same seed gives the same answer, whatever else the engine is doing.
@@ -276,7 +279,7 @@ def solve(
     return run(
         solve_async(
             lm, prompt, strategy=strategy, reward=reward, task=task, budget=budget, stop=stop,
-            seed=seed, on_event=on_event, trace=trace,
+            models=models, seed=seed, on_event=on_event, trace=trace,
         )
     )  # fmt: skip
 

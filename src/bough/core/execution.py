@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .backend import Capability
+from .backend import Backend, Capability
 from .branch import Branch
 from .budget import Budget, Ledger
-from .errors import BoughError, BudgetExhausted, RewardError, StrategyError, UnsupportedError
+from .errors import BoughError, BudgetExhausted, InvalidInput, RewardError, StrategyError, UnsupportedError
 from .events import Event, Expanded, Finished, Proposed, Pruned, Root, Scored, Selected, Trace
 from .stopping import Solution, StoppingRule
 from .technique import Strategy
@@ -102,6 +103,7 @@ class Run:
         reward: Reward | None = None,
         budget: Budget | None = None,
         stop: StoppingRule | None = None,
+        models: Mapping[str, Backend] | None = None,
         trace: Trace | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -116,6 +118,8 @@ class Run:
         self._expansions = 0
         self._proposed: dict[int, float | None] = {}
         self._seen: dict[int, Solution] = {}
+        self._models = dict(models or {})
+        self._outer: Run | None = None
 
     # What a strategy calls ---------------------------------------------------------------------------------
 
@@ -167,7 +171,9 @@ class Run:
             if (score is not None, score or 0.0, -branch.key) <= old:
                 return False
         self.best, self.best_score = branch, score
-        if self.observed:
+        if self._outer is not None:
+            self._outer.propose(branch)  # unscored: what a score means may differ from strategy to strategy
+        elif self.observed:
             self.emit(Proposed(branch.id, score))
         return True
 
@@ -203,6 +209,9 @@ class Run:
         self, branch: Branch, g: float | None = None, h: float | None = None, f: float | None = None
     ) -> None:
         """Record that a search expands this branch, with its costs."""
+        if self._outer is not None:
+            self._outer.expanded(branch, g, h, f)
+            return
         self._expansions += 1
         if self.observed:
             self.emit(Expanded(branch.id, self._expansions, g, h, f))
@@ -216,6 +225,33 @@ class Run:
         """Record that a search keeps this branch among its siblings."""
         if self.observed:
             self.emit(Selected(branch.id))
+
+    def model(self, name: str | None, default: Backend) -> Backend:
+        """The model of that name among those that this run was given beside the prompt's, which None stands for."""
+        if name is None:
+            return default
+        if name not in self._models:
+            known = ", ".join(self._models) or "none"
+            raise InvalidInput(
+                f"there is no model {name!r} in this run; give solve(..., models=...), which has {known}"
+            )
+        return self._models[name]
+
+    async def nested(self, strategy: Strategy, prompt: Branch) -> Branch | None:
+        """The answer of another strategy below a branch, within this run.
+
+        It shares the task, the reward, the ledger and the trace, and has a best answer of its own; whatever it
+        proposes is proposed here too, unscored.
+
+        Raises:
+            UnsupportedError: the strategy needs what the backend or this run does not offer.
+        """
+        inner = copy.copy(self)
+        inner.best = inner.best_score = inner.stop = None
+        inner._proposed, inner._seen, inner._outer = {}, {}, self
+        inner.check(strategy, prompt)
+        answer = await strategy(prompt, inner)
+        return inner.best if answer is None else answer
 
     # What carries it out -----------------------------------------------------------------------------------
 

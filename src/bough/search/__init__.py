@@ -4,6 +4,7 @@ Importing this room registers its techniques.
 """
 
 from .adaptive_itc import AdaptiveITC
+from .archon import Archon
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
@@ -16,6 +17,6 @@ from .self_consistency import SelfConsistency
 from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "AdaptiveITC", "BeamSearch", "BestOfN", "EarlyStoppingConsistency",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "EarlyStoppingConsistency",
     "Greedy", "OptScale", "PETS", "ParticleFilter", "Patience", "RPC", "ScoreThreshold", "SelfConsistency",
 ]  # fmt: skip

@@ -10,12 +10,12 @@ fresh one is better where it is right and this one is not, so
 
     P(starting over is better) = (1 - s) q.
 
-A self-evaluation in the paper's sense tells this at once, because it is trained on whether other samples won. A process
-reward tells s, and the rest follows from the solutions drawn so far. q is estimated by (1 + sum of s_i) / (2 + n), the
-mean of a Beta(1, 1) prior updated with their probabilities to be right: a hopeless problem (q near 0) is given up as
-early as a solved one (s near 1), which sets this apart from a threshold on the score. And the n solutions and the next
-are exchangeable, so the next has the highest score with probability 1 / (n + 1) at most, whatever the scores'
-distribution; where the reward cannot tell, more solutions do not help. Drawing goes on while
+A self-evaluation in the paper's sense tells this at once, because it is trained on whether other samples won. A
+process reward tells s, and the rest follows from the solutions drawn so far. q is estimated by (1 + sum of s_i) / (2
++ n), the mean of a Beta(1, 1) prior updated with their probabilities to be right: a hopeless problem (q near 0) is
+given up as early as a solved one (s near 1), which sets this apart from a threshold on the score. And the n solutions
+and the next are exchangeable, so the next has the highest score with probability 1 / (n + 1) at most, whatever the
+scores' distribution; where the reward cannot tell, more solutions do not help. Drawing goes on while
 
     (1 - max s_i) min(q, 1 / (n + 1)) > 1 - threshold.
 

@@ -73,19 +73,8 @@ class WholeSearch(Strategy):
 
     async def draw(self, prompt: Branch, run: Run, index: int) -> Branch:
         """The ``index``-th solution. One that the budget cuts short is offered, unscored: better than nothing."""
-        try:
-            leaves = await prompt.sample(
-                first=index,
-                stop=run.task.answer_stop,
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-            )
-        except BudgetExhausted as spent:
-            for leaf in spent.partial:
-                run.propose(leaf)
-            raise
-        return leaves[0]
+        sampling = Sampling(temperature=self.temperature, top_p=self.top_p)
+        return await draw_whole(prompt, run, index, self.max_tokens, sampling)
 
     async def attempt_all(
         self,
@@ -131,6 +120,17 @@ class WholeSearch(Strategy):
                 ):
                     offer(index, *task.result())
             await cancel(tasks)
+
+
+async def draw_whole(prompt: Branch, run: Run, index: int, max_tokens: int, sampling: Sampling) -> Branch:
+    """The ``index``-th solution below a prompt. One that the budget cuts short is offered, unscored."""
+    try:
+        leaves = await prompt.sample(first=index, stop=run.task.answer_stop, max_tokens=max_tokens, sampling=sampling)
+    except BudgetExhausted as spent:
+        for leaf in spent.partial:
+            run.propose(leaf)
+        raise
+    return leaves[0]
 
 
 def require_positive(owner: object, *names: str) -> None:
