@@ -98,7 +98,7 @@ class Layer(NamedTuple):
     """A layer as it is written: ``name:count@model``."""
 
     name: str
-    count: int
+    size: int
     model: str | None
 
     @classmethod
@@ -156,7 +156,7 @@ class Archon(Strategy):
             backend = run.model(layer.model, prompt.backend)
             asker = _Asker(self, prompt, run, backend, depth)
             if layer.name in _STEPS:
-                candidates = await _STEPS[layer.name](asker, candidates, layer.count)
+                candidates = await _STEPS[layer.name](asker, candidates, layer.size)
             else:
                 root = prompt if backend is prompt.backend else asker.root(prompt.text, plain=True)
                 candidates = candidates + await self._generate(layer, root.fork(1)[0] if depth else root, run)
@@ -176,9 +176,9 @@ class Archon(Strategy):
             return await run.nested(techniques()[layer.name].cls(), branch)
 
         if layer.name == "generate":
-            found = await settle(sample(index) for index in range(layer.count))
+            found = await settle(sample(index) for index in range(layer.size))
         else:
-            found = await settle(search(branch) for branch in prompt.fork(layer.count))
+            found = await settle(search(branch) for branch in prompt.fork(layer.size))
         return [Candidate(leaf) for leaf in found if leaf is not None]
 
 
