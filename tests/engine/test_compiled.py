@@ -21,6 +21,7 @@ from bough.engine.query import QueryRun
 from bough.engine.radix import RadixTree
 from bough.engine.runner import TorchRunner
 from bough.engine.sampler import draw
+from bough.engine.steered import Steerings
 from bough.models import Decoder, dense_attend, load_decoder
 from bough.models.packed import pack_decoder
 from checkpoints import FAMILIES, make_checkpoint
@@ -86,8 +87,9 @@ class Contenders:
         self.pools = [Pool(*shape, model.embed.weight.dtype, torch.device("cpu")) for model in decoders]
         for pool in self.pools:
             pool.data.fill_(torch.nan)  # what was never written must never be read
-        self.torch = [TorchRunner(decoders[i], self.pools[i], share_from=1) for i in range(2)]
-        self.compiled = CompiledRunner(decoder, self.pools[2], threads)
+        self.steerings = Steerings(config.num_layers, config.hidden_size)
+        self.torch = [TorchRunner(decoders[i], self.pools[i], self.steerings, share_from=1) for i in range(2)]
+        self.compiled = CompiledRunner(decoder, self.pools[2], self.steerings, threads)
         self.tree = RadixTree(self.pools[2])
         self.generator = np.random.default_rng(0)
 

@@ -31,6 +31,7 @@ from .events import (
 )
 from .execution import Answer, FreeText, Reward, Run, TaskLike
 from .sampling import Sampling, Stop, StopLike
+from .steering import Steering
 from .technique import Promise, Strategy, TechniqueInfo, get_technique, technique, techniques
 
 __all__ = [
@@ -38,6 +39,6 @@ __all__ = [
     "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event", "Expanded", "Finish",
     "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "OnToken", "Promise", "Proposed", "Pruned",
     "Reward", "RewardError", "Root", "Run", "SampleSpec", "Sampled", "Sampling", "Scored", "Selected", "Stop",
-    "StopLike", "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace",
+    "Steering", "StopLike", "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace",
     "UnsupportedError", "get_technique", "run", "technique", "techniques",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 from .branch import Branch, Branches, Draw, Finish, SampleSpec
 from .errors import InvalidInput, UnsupportedError
 from .noise import mix, token_key
+from .steering import Steering
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ class Capability(Enum):
     SCORE = "log-probabilities of given continuations"
     NEXT_TOKEN = "the whole next-token distribution"
     LOGITS = "the logits of a whole prompt"
+    HIDDEN = "hidden states"
+    STEERING = "steering of the residual stream"
     SEEDED = "the same tokens for the same seed, whatever shares the batch"
 
 
@@ -91,6 +94,10 @@ class Backend(ABC):
     def submit_logits(self, branch: Branch) -> asyncio.Future[np.ndarray]:
         """Logits ``[T, V]`` float32 at every position of a branch, in one pass."""
 
+    def submit_hidden(self, branches: Sequence[Branch], layer: int) -> asyncio.Future[np.ndarray]:
+        """The residual stream ``[n, H]`` float32 at the last token of each branch, after a layer (-1: the last)."""
+        raise UnsupportedError(f"{self.name} does not offer {Capability.HIDDEN.value}")
+
     def close(self) -> None:  # noqa: B027  (a backend may hold nothing to free)
         """Free what the backend holds; pending work fails with `EngineClosed`."""
 
@@ -123,8 +130,18 @@ class Backend(ABC):
                 )
         return ids
 
-    def branch(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], seed: int = 0) -> Branch:
+    def branch(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, Any]],
+        seed: int = 0,
+        steering: Steering | None = None,
+    ) -> Branch:
         """The root of a tree: text, token ids, or chat messages (dicts with ``role`` and ``content``).
+
+        Args:
+            prompt: what everything below begins with.
+            seed: of all noise below.
+            steering: under which the prompt is read, and everything below it.
 
         Raises:
             InvalidInput: the prompt is empty, longer than the context, or has an id outside the vocabulary.
@@ -142,7 +159,10 @@ class Backend(ABC):
                 f"the prompt has {len(tokens)} tokens, which leaves no room in the context of {self.context} of "
                 f"{self.name}; shorten it"
             )
-        return Branch(self, None, tokens, token_key(mix(seed & (2**64 - 1)), tokens))
+        key = token_key(mix(seed & (2**64 - 1)), tokens)
+        if steering is not None:
+            key = token_key(key, (-2, steering.key))
+        return Branch(self, None, tokens, key, steering=steering)
 
     # Synchronous twins, for scripts ------------------------------------------------------------------------
 

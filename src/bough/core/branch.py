@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -12,6 +13,7 @@ from .errors import BudgetExhausted, InvalidInput
 from .events import Appended, Sampled
 from .noise import child_key, token_key
 from .sampling import Sampling, Stop, StopLike
+from .steering import Steering
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -34,10 +36,12 @@ class Branch:
         finish: why the generation that made it ended, or None where tokens were given.
         length: number of tokens from the root to here, the root's included.
         key: 64-bit key of (seed, path), which names the branch and keys its noise.
+        steering: under which its own tokens are read, and those below it; None for none.
     """
 
     __slots__ = (
-        "backend", "run", "parent", "appended", "finish", "length", "key", "_logprobs", "_sample_logprobs", "_lease",
+        "backend", "run", "parent", "appended", "finish", "length", "key", "steering", "_logprobs",
+        "_sample_logprobs", "_lease",
     )  # fmt: skip
 
     backend: Backend
@@ -47,6 +51,7 @@ class Branch:
     finish: Finish | None
     length: int
     key: int
+    steering: Steering | None
     _logprobs: np.ndarray | None
     _sample_logprobs: np.ndarray | None
 
@@ -62,6 +67,7 @@ class Branch:
         finish: Finish | None = None,
         run: Run | None = None,
         lease: object = None,
+        steering: Steering | None | EllipsisType = ...,
     ) -> None:
         fill = object.__setattr__
         fill(self, "backend", backend)
@@ -73,6 +79,8 @@ class Branch:
         fill(self, "finish", finish)
         fill(self, "length", len(self.appended) + (parent.length if parent is not None else 0))
         fill(self, "key", key)
+        inherited = None if parent is None else parent.steering
+        fill(self, "steering", inherited if isinstance(steering, EllipsisType) else steering)
         # Whatever the backend wants to keep alive as long as somebody holds this branch (cached pages).
         fill(self, "_lease", lease)
 
@@ -178,12 +186,20 @@ class Branch:
 
     def with_run(self, run: Run) -> Branch:
         """The same root, with work on it and below it paid for by ``run``."""
-        return Branch(self.backend, None, self.tokens, self.key, run=run)
+        return Branch(self.backend, None, self.tokens, self.key, run=run, steering=self.steering)
 
     def fork(self, n: int) -> Branches:
         """``n`` branches with these tokens and noise of their own each."""
         _require_count(n)
         return Branches(_recorded(Branch(self.backend, self, (), child_key(self.key, i))) for i in range(n))
+
+    def steered(self, steering: Steering | None) -> Branch:
+        """A branch with these tokens, below which every token is read and written under a steering; None ends one.
+
+        To steer how the prompt is read as well, give the steering to `Backend.branch`.
+        """
+        key = token_key(self.key, (-2, 0 if steering is None else steering.key))
+        return _recorded(Branch(self.backend, self, (), key, steering=steering))
 
     async def sample(self, n: int = 1, **options: Any) -> Branches:
         """Draw ``n`` continuations, at the same time.
@@ -259,6 +275,10 @@ class Branch:
     async def next_token(self) -> np.ndarray:
         """The model's whole next-token distribution: log-probabilities, float32 ``[V]``."""
         return (await self.backend.submit_next_token([self]))[0]
+
+    async def hidden(self, layer: int = -1) -> np.ndarray:
+        """The residual stream at the last token, after a layer: float32 ``[H]``. Layer -1 is the last one."""
+        return (await self.backend.submit_hidden([self], layer))[0]
 
 
 def _recorded(branch: Branch) -> Branch:
@@ -420,3 +440,7 @@ class Branches(Sequence[Branch]):
     async def next_token(self) -> np.ndarray:
         """float32 ``[n, V]``: each branch's next-token log-probabilities."""
         return await self._items[0].backend.submit_next_token(self._items)
+
+    async def hidden(self, layer: int = -1) -> np.ndarray:
+        """float32 ``[n, H]``: see `Branch.hidden`."""
+        return await self._items[0].backend.submit_hidden(self._items, layer)

@@ -24,7 +24,7 @@ from bough.core import (
 from bough.models import Decoder
 
 from .attention import SHARE_FROM
-from .engine import Engine, Reader, Row, Scorer, Stem, Whole
+from .engine import Engine, Reader, Row, Scorer, StateReader, Stem, Whole
 
 _DEFAULT_POOL_BYTES = 2 << 30
 _DEFAULT_POOL_TOKENS = 1 << 18
@@ -71,7 +71,7 @@ class NativeBackend(Backend):
         self.vocab_size = config.vocab_size
         generates = decoder.head_kind == "lm"
         self.capabilities = frozenset(Capability) if generates else frozenset(
-            (Capability.NEXT_TOKEN, Capability.LOGITS)
+            (Capability.NEXT_TOKEN, Capability.LOGITS, Capability.HIDDEN, Capability.STEERING)
         )  # fmt: skip
         if kv_tokens is None:
             weight = next(decoder.parameters())
@@ -132,7 +132,8 @@ class NativeBackend(Backend):
                     f"branch {draw.parent.id} has {len(stem.tokens)} tokens and fills the context of {self.context}; "
                     "nothing more can be sampled from it"
                 )
-            row = Row(draw.parent, draw.key, stem.tokens.tolist(), spec, self.context, on_token)
+            mark = self.engine.steerings.mark(draw.parent.steering)
+            row = Row(draw.parent, draw.key, stem.tokens.tolist(), spec, self.context, on_token, mark)
             stem.rows.append(row)
             rows.append(row)
         self.engine.submit(stems.values())
@@ -149,7 +150,8 @@ class NativeBackend(Backend):
             raise InvalidInput(
                 f"branch and continuation have {longest} tokens to compute, more than the context of {self.context}"
             )
-        scorer = Scorer(branch.run.ledger if branch.run else None, len(tokens), continuations, others)
+        mark = self.engine.steerings.mark(branch.steering)
+        scorer = Scorer(branch.run.ledger if branch.run else None, len(tokens), continuations, others, mark)
         self.engine.submit([Stem(tokens, scorers=[scorer])])
         return scorer.future
 
@@ -162,6 +164,18 @@ class NativeBackend(Backend):
         self.engine.submit([Stem(self._tokens(b), readers=[(reader, i)]) for i, b in enumerate(branches)])
         return reader.future
 
+    def submit_hidden(self, branches: Sequence[Branch], layer: int) -> asyncio.Future[np.ndarray]:
+        if not branches:
+            raise InvalidInput("there are no branches to read")
+        layers = self.decoder.config.num_layers
+        if not -layers <= layer < layers:
+            raise InvalidInput(f"layer {layer} of {self.name}: it has layers 0 to {layers - 1}, and -1 is the last")
+        run = branches[0].run
+        self._check_budget(branches[0])
+        reader = StateReader(run.ledger if run else None, len(branches), layer % layers)
+        self.engine.submit([Stem(self._tokens(b), states=[(reader, i)]) for i, b in enumerate(branches)])
+        return reader.future
+
     def submit_logits(self, branch: Branch) -> asyncio.Future[np.ndarray]:
         self._check_budget(branch)
         whole = Whole(branch.run.ledger if branch.run else None)
@@ -169,7 +183,11 @@ class NativeBackend(Backend):
         return whole.future
 
     def _tokens(self, branch: Branch) -> np.ndarray:
-        tokens = np.array(branch.tokens, np.int64)
+        nodes = branch.path
+        tokens = np.array([token for node in nodes for token in node.appended], np.int64)
+        if any(node.steering is not None for node in nodes):
+            marks = [self.engine.steerings.mark(node.steering) for node in nodes]
+            tokens += np.repeat(marks, [len(node.appended) for node in nodes])
         if len(tokens) > self.context:
             raise InvalidInput(
                 f"branch {branch.id} has {len(tokens)} tokens, more than the context of {self.context} of {self.name}"

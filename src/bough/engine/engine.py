@@ -48,6 +48,7 @@ from .query import QueryRun
 from .radix import Node, RadixTree
 from .runner import make_runner
 from .sampler import Drawn
+from .steered import Steerings, plain
 
 
 class Consumer:
@@ -67,7 +68,8 @@ class Row(Consumer):
     """One child being drawn.
 
     Attributes:
-        tokens: known tokens, the parent's first.
+        tokens: known tokens, the parent's first, with the marks of their steerings.
+        mark: of the steering under which it is drawn; see `bough.engine.steered`.
         prompt: how many of them are the parent's.
         limit: how many tokens it may have at most.
         run: its computed tokens, which end with those of the pass; None while it waits. Its node is locked.
@@ -81,9 +83,10 @@ class Row(Consumer):
         spec: SampleSpec,
         context: int,
         on_token: OnToken | None,
+        mark: int,
     ) -> None:
         super().__init__(parent.run.ledger if parent.run is not None else None)
-        self.parent, self.key, self.spec, self.on_token = parent, key, spec, on_token
+        self.parent, self.key, self.spec, self.on_token, self.mark = parent, key, spec, on_token, mark
         self.sampling = spec.sampling
         self.tokens, self.prompt = list(prompt), len(prompt)
         room = context - self.prompt
@@ -100,12 +103,12 @@ class Row(Consumer):
         return len(self.tokens)
 
     def history(self) -> list[int]:
-        """The tokens so far."""
-        return self.tokens
+        """The ids of the tokens so far."""
+        return [plain(token) for token in self.tokens]
 
     def accept(self, token: int, logprob: float, sample_logprob: float, eos_ids: frozenset[int]) -> Finish | None:
         """Take a drawn token; says why the row ends here, or None if it goes on."""
-        self.tokens.append(token)
+        self.tokens.append(token + self.mark)
         self.logprobs.append(logprob)
         self.sample_logprobs.append(sample_logprob)
         finish = self._finish(token, eos_ids)
@@ -140,7 +143,7 @@ class Row(Consumer):
         return Branch(
             self.parent.backend,
             self.parent,
-            self.tokens[self.prompt :],
+            [plain(token) for token in self.tokens[self.prompt :]],
             self.key,
             logprobs=np.array(self.logprobs, np.float32),
             sample_logprobs=np.array(self.sample_logprobs, np.float32),
@@ -159,13 +162,29 @@ class Reader(Consumer):
 
 
 class Scorer(Consumer):
-    """Waits for the log-probabilities of continuations of one prefix, and of other tokens at each of their places."""
+    """Waits for the log-probabilities of continuations of one prefix, and of other tokens at each of their places.
+
+    The continuations are token ids, read under the steering of that mark.
+    """
 
     def __init__(
-        self, ledger: Ledger | None, position: int, continuations: Sequence[Sequence[int]], others: Sequence[int]
+        self,
+        ledger: Ledger | None,
+        position: int,
+        continuations: Sequence[Sequence[int]],
+        others: Sequence[int],
+        mark: int,
     ) -> None:
         super().__init__(ledger)
-        self.position, self.continuations, self.others = position, continuations, others
+        self.position, self.continuations, self.others, self.mark = position, continuations, others, mark
+
+
+class StateReader(Reader):
+    """Waits for the residual stream after a layer at the last token of one or more prefixes: ``rows [n, H]``."""
+
+    def __init__(self, ledger: Ledger | None, count: int, layer: int) -> None:
+        super().__init__(ledger, count)
+        self.layer = layer
 
 
 class Whole(Consumer):
@@ -177,20 +196,21 @@ class Stem:
     """A prefix whose next-token logits somebody waits for.
 
     Attributes:
-        tokens: int64 ``[T]``.
+        tokens: int64 ``[T]``, with the marks of their steerings.
         node: locked tree node that ends what is computed or scheduled of it; None before it is first scheduled.
     """
 
     tokens: np.ndarray
     rows: list[Row] = field(default_factory=list)
     readers: list[tuple[Reader, int]] = field(default_factory=list)
+    states: list[tuple[StateReader, int]] = field(default_factory=list)
     scorers: list[Scorer] = field(default_factory=list)
     wholes: list[Whole] = field(default_factory=list)
     node: Node | None = None
 
     def consumers(self) -> Iterable[Consumer]:
         yield from self.rows
-        yield from (reader for reader, _ in self.readers)
+        yield from (reader for reader, _ in (*self.readers, *self.states))
         yield from self.scorers
         yield from self.wholes
 
@@ -198,6 +218,7 @@ class Stem:
         """Forget the consumers of which ``gone`` is true."""
         self.rows = [row for row in self.rows if not gone(row)]
         self.readers = [(reader, i) for reader, i in self.readers if not gone(reader)]
+        self.states = [(reader, i) for reader, i in self.states if not gone(reader)]
         self.scorers = [scorer for scorer in self.scorers if not gone(scorer)]
         self.wholes = [whole for whole in self.wholes if not gone(whole)]
 
@@ -295,7 +316,10 @@ class Engine:
         )
         self.tree = RadixTree(self.pool)
         self.stats = Stats()
-        self.runner = make_runner(decoder, self.pool, share_from=share_from, threads=threads, compiled=compiled)
+        self.steerings = Steerings(len(config.layers), config.hidden_size)
+        self.runner = make_runner(
+            decoder, self.pool, self.steerings, share_from=share_from, threads=threads, compiled=compiled
+        )
         self.max_batch, self.max_pass, self.eos_ids = max_batch, max_pass, eos_ids
         self._waiting: deque[Stem] = deque()
         self._stems: dict[bytes, Stem] = {}
@@ -396,6 +420,7 @@ class Engine:
         if twin is not None and not stem.wholes:
             twin.rows += stem.rows
             twin.readers += stem.readers
+            twin.states += stem.states
             twin.scorers += stem.scorers
             return
         self._waiting.append(stem)
@@ -467,7 +492,7 @@ class Engine:
         """The continuations run in the same pass as the end of their prefix."""
         places = []
         for continuation in scorer.continuations:
-            tokens = np.array(continuation[:-1], np.int64)
+            tokens = np.array(continuation[:-1], np.int64) + scorer.mark
             first = work.size
             if len(tokens):
                 slots = self.pool.take(len(tokens))
@@ -573,7 +598,15 @@ class Engine:
             places += scored
         for _, first, slots in work.wholes:
             places += range(first, first + len(slots))
-        logits = self.runner.run(work.runs, np.concatenate(work.tokens), places, self.tree.version)
+        states = {
+            reader.layer: np.empty((len(places), self.decoder.config.hidden_size), np.float32)
+            for stem, _ in work.stems
+            for reader, _ in stem.states
+        }
+        logits = self.runner.run(work.runs, np.concatenate(work.tokens), places, self.tree.version, states)
+        for place, (stem, _) in enumerate(work.stems, len(work.rows)):
+            for reader, i in stem.states:
+                self._deliver_row(reader, i, states[reader.layer][place], len(stem.tokens))
         at = ends
         for scorer, scored in work.scores:
             self._deliver_scores(scorer, logits[at : at + len(scored)])
@@ -653,15 +686,18 @@ class Engine:
 
     def _deliver_next_token(self, stem: Stem, logits: Tensor) -> None:
         values = logits.log_softmax(-1).cpu().numpy()
-        fine = not np.isnan(values).any()
         for reader, i in stem.readers:
-            if not fine:
-                self._resolve(reader, error=_not_finite(len(stem.tokens)))
-                continue
-            reader.rows[i] = values
-            reader.missing -= 1
-            if not reader.missing:
-                self._resolve(reader, np.stack(reader.rows))  # type: ignore[arg-type]
+            self._deliver_row(reader, i, values, len(stem.tokens))
+
+    def _deliver_row(self, reader: Reader, index: int, values: np.ndarray, position: int) -> None:
+        """One of the rows that a reader waits for."""
+        if np.isnan(values).any():
+            self._resolve(reader, error=_not_finite(position))
+            return
+        reader.rows[index] = values
+        reader.missing -= 1
+        if not reader.missing:
+            self._resolve(reader, np.stack(reader.rows))  # type: ignore[arg-type]
 
     def _deliver_scores(self, scorer: Scorer, logits: Tensor) -> None:
         targets = torch.tensor([t for c in scorer.continuations for t in c], device=self.device)

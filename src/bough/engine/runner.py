@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,19 +19,28 @@ from .attention import TreeAttention, padded
 from .pool import Pool
 from .query import QueryRun
 from .sampler import Drawing, Drawn, Places, draw
+from .steered import Steerings, split
 
 
 class Runner(Protocol):
     """Runs passes of one decoder, with keys and values in one pool."""
 
-    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
+    def run(
+        self,
+        runs: Sequence[QueryRun],
+        tokens: np.ndarray,
+        places: Places,
+        version: int,
+        states: Mapping[int, np.ndarray] | None = None,
+    ) -> Tensor:
         """Compute new tokens: their keys and values go to the pool, and the logits that are wanted are returned.
 
         Args:
             runs: whose tokens they are.
-            tokens: the new tokens of all runs, in their order, int64.
+            tokens: the new tokens of all runs, in their order, int64, marked with their steerings.
             places: indices into ``tokens``.
             version: of the tree: as long as it stays the same, so does the path of every node.
+            states: by layer, where to write the residual stream after it: float32 ``[len(places), H]``.
 
         Returns:
             float32 ``[len(places), V]``; its memory may be used again by the next pass.
@@ -55,23 +65,36 @@ class TorchRunner:
     Args:
         decoder: the model.
         pool: its keys and values.
+        steerings: that tokens may be marked with.
         share_from: see `bough.engine.attention.SHARE_FROM`.
     """
 
-    def __init__(self, decoder: Decoder, pool: Pool, share_from: int) -> None:
-        self._decoder, self._pool, self._share_from = decoder, pool, share_from
+    def __init__(self, decoder: Decoder, pool: Pool, steerings: Steerings, share_from: int) -> None:
+        self._decoder, self._pool, self._steerings, self._share_from = decoder, pool, steerings, share_from
         self._windows = frozenset(layer.attention.window for layer in decoder.config.layers)
 
-    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
+    def run(
+        self,
+        runs: Sequence[QueryRun],
+        tokens: np.ndarray,
+        places: Places,
+        version: int,
+        states: Mapping[int, np.ndarray] | None = None,
+    ) -> Tensor:
         """See `Runner.run`."""
         attention = TreeAttention(self._pool, runs, self._windows, self._share_from)
-        flat, positions = np.zeros((2, attention.size), np.int64)
-        flat[: len(tokens)] = tokens
+        flat, positions, steered = np.zeros((3, attention.size), np.int64)
+        flat[: len(tokens)], steered[: len(tokens)] = split(tokens)
         positions[: len(tokens)] = np.concatenate([np.arange(run.start, run.end) for run in runs])
-        hidden = self._decoder(self._tensor(flat), self._tensor(positions), attention).last
+        edit = partial(self._steerings.edit, numbers=steered) if steered.any() else None
+        hidden = self._decoder(
+            self._tensor(flat), self._tensor(positions), attention, capture=(states or {}).keys(), edit=edit
+        )
         index = np.zeros(padded(max(len(places), 1)), np.int64)
         index[: len(places)] = places
-        return self._decoder.logits(hidden[self._tensor(index)])[: len(places)].float()
+        for layer, into in (states or {}).items():
+            into[:] = hidden.captured[layer][self._tensor(index)][: len(places)].float().cpu().numpy()
+        return self._decoder.logits(hidden.last[self._tensor(index)])[: len(places)].float()
 
     def draw(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
         """See `Runner.draw`."""
@@ -96,13 +119,20 @@ def compiles(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> b
 
 
 def make_runner(
-    decoder: Decoder, pool: Pool, *, share_from: int, threads: int | None, compiled: bool | None
+    decoder: Decoder,
+    pool: Pool,
+    steerings: Steerings,
+    *,
+    share_from: int,
+    threads: int | None,
+    compiled: bool | None,
 ) -> Runner:
     """The fastest runner there is for this model on this machine.
 
     Args:
         decoder: the model.
         pool: its keys and values.
+        steerings: that tokens may be marked with.
         share_from: see `bough.engine.attention.SHARE_FROM`.
         threads: CPU threads; default, as many as torch uses. Without a compiled pass, torch uses so many from now on.
         compiled: False for torch's operations; True refuses them.
@@ -125,11 +155,11 @@ def make_runner(
         if reason is None:
             from .cpu.runner import CompiledRunner
 
-            return CompiledRunner(decoder, pool, threads or min(torch.get_num_threads(), cores))
+            return CompiledRunner(decoder, pool, steerings, threads or min(torch.get_num_threads(), cores))
     else:
         reason = f"the model is on {weight.device}"
     if compiled:
         raise UnsupportedError(f"there is no compiled pass for this model: {reason}")
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchRunner(decoder, pool, share_from)
+    return TorchRunner(decoder, pool, steerings, share_from)

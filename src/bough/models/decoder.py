@@ -245,10 +245,12 @@ class Decoder(nn.Module):
         *,
         layers: Sequence[int] | None = None,
         capture: Collection[int] = (),
+        edit: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Hidden:
         """Run ``tokens [T]`` at ``positions [T]`` (both int64) through ``layers``, in order (default: all).
 
-        ``capture`` names the layers whose output, the residual stream ``[T, H]`` after them, is kept.
+        ``capture`` names the layers whose output, the residual stream ``[T, H]`` after them, is kept. ``edit`` is
+        given each layer's index and output, before that is kept, and returns what it shall be.
 
         Raises :class:`InvalidInput` for a token outside the vocabulary, a position beyond the context, or a
         layer that the model, or the pass, does not have.
@@ -275,6 +277,8 @@ class Decoder(nn.Module):
             rope = config.layers[index].rope
             rotation = (None, None) if rope is None else (self.rotaries[rope], waves[rope])
             x = self.layers[index](x, attend, *rotation)
+            if edit is not None:
+                x = edit(index, x)
             if index in capture:
                 captured[index] = x
         return Hidden(self.norm(x), captured)

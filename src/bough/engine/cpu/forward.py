@@ -12,8 +12,8 @@ from numba import carray, njit
 from .attend import LEAST, LOG2_E, attend
 from .barrier import meet
 from .draw import draw_share
-from .products import add_bias, linear_rows, narrow_row, norm_row
-from .records import LAYER, LINEAR, MEMORY, MODEL, PART, PASS
+from .products import add_bias, linear_rows, narrow_row, norm_row, sum_of_squares
+from .records import LAYER, LINEAR, MEMORY, MODEL, PART, PASS, STEERING
 from .simd import (
     constant,
     exp2,
@@ -58,6 +58,32 @@ def add_to_residual(model, memory, row, linear, post_norm):  # type: ignore[no-u
     scale = fill(model.residual_scale)
     for i in range(0, size, 16):
         store(x + 4 * i, load(x + 4 * i) + scale * load(y + 4 * i))
+
+
+@njit
+def steer(model, shape, memory, row, index):  # type: ignore[no-untyped-def]
+    """Add the vector that a row is steered with after a layer."""
+    at = get_i64(shape.steerings + 8 * row)
+    if at == 0:
+        return
+    steering = carray(pointer(at), 1, STEERING)[0]
+    x, vector, size = memory.x + row * model.hidden * 4, steering.vectors + index * model.hidden * 4, model.hidden
+    before = sum_of_squares(x, size)
+    for i in range(0, size, 16):
+        store(x + 4 * i, load(x + 4 * i) + load(vector + 4 * i))
+    if steering.rescale:
+        scale = fill(np.sqrt(before / sum_of_squares(x, size)))
+        for i in range(0, size, 16):
+            store(x + 4 * i, load(x + 4 * i) * scale)
+
+
+@njit
+def keep_state(model, shape, memory, row, index):  # type: ignore[no-untyped-def]
+    """Copy a row of the residual stream after a layer, where it is wanted."""
+    into, size = get_i64(shape.states + 8 * index), model.hidden
+    if into:
+        for i in range(0, size, 16):
+            store(into + (row * size + i) * 4, load(memory.x + (row * size + i) * 4))
 
 
 @njit
@@ -269,6 +295,10 @@ def compute(thread, threads, team, model, shape, memory):  # type: ignore[no-unt
         product(down, memory, rows, memory.y, y_row, team, thread, threads)
         for r in range(first, last):
             add_to_residual(model, memory, r, down, layer.mlp_post_norm)
+            if shape.steerings:
+                steer(model, shape, memory, r, index)
+            if shape.states:
+                keep_state(model, shape, memory, r, index)
     for r in range(first, last):
         at = r * model.hidden * 4
         norm_row(memory.x + at, model.norm, model.hidden, model.eps, memory.hidden + at)

@@ -23,14 +23,21 @@ MODEL = _record(
     "eps embed_scale residual_scale",
 )
 
+# A steering. vectors: float32 [depth, H], added to the residual stream; `rescale` where that keeps its norm.
+STEERING = _record("vectors rescale")
+
 # Queries in columns first_column..last_column attend to keys at depths start..end, in slots[depth]; `masked`
 # where a key may lie beyond a query, or outside its window. weight: the work, to share it out.
 PART = _record("slots first_column last_column start end masked weight")
 
 # A pass of `count` tokens. tokens, positions, slots: int64 [count]. wanted: int64 [wanted_count], the tokens whose
 # logits are wanted. columns: as many as queries of a key head, padded (`plan.columns`). visible: int32 [columns], the
-# depth of the query in each. draws: 0, or the address of what is then drawn.
-PASS = _record("tokens positions slots count columns visible parts part_count wanted wanted_count draws")
+# depth of the query in each. draws: 0, or the address of what is then drawn. steerings: 0, or int64 [count], 0 or the
+# address of each token's. states: 0, or int64 [depth], 0 or where the residual stream after each layer goes, float32
+# [count, H].
+PASS = _record(
+    "tokens positions slots count columns visible parts part_count wanted wanted_count draws steerings states"
+)
 
 # Tokens to draw. logits: float32, rows `row` bytes apart; places (rows of them), keys, positions: int64 [count];
 # temperatures: float32 [count]. Results: tokens int64, logprobs and sample_logprobs float32 [count].

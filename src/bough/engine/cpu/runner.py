@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -20,9 +20,10 @@ from ..attention import padded
 from ..pool import Pool
 from ..query import QueryRun
 from ..sampler import Drawing, Drawn, Places, draw
+from ..steered import Steerings, split
 from .attend import scratch_bytes
 from .plan import Plan, columns
-from .records import DRAW, LAYER, LINEAR, MEMORY, MODEL, PASS
+from .records import DRAW, LAYER, LINEAR, MEMORY, MODEL, PASS, STEERING
 from .support import ACTIVATIONS
 from .team import Team
 
@@ -37,10 +38,11 @@ class CompiledRunner:
     Args:
         decoder: one that is not `unsupported`.
         pool: its keys and values, in bfloat16.
+        steerings: that tokens may be marked with.
         threads: how many run a pass.
     """
 
-    def __init__(self, decoder: Decoder, pool: Pool, threads: int) -> None:
+    def __init__(self, decoder: Decoder, pool: Pool, steerings: Steerings, threads: int) -> None:
         if packed_as(decoder) is None:
             pack_decoder(decoder, "bf16")
         self._decoder, self._pool, self._team = decoder, pool, Team.shared(threads)
@@ -53,6 +55,7 @@ class CompiledRunner:
         self._records = self._model.ctypes.data, self._pass.ctypes.data, self._memory.ctypes.data
         self._draws_at = self._draws.ctypes.data
         self._drawings, self._logprobs = np.zeros((4, 0), np.int64), np.zeros((3, 0), np.float32)
+        self._steerings, self._steering_records = steerings, [np.zeros(1, STEERING)]
         self._plan: Plan | None = None
         self._rows = self._wanted = 0
         self._logits = torch.empty(0, 0)
@@ -155,11 +158,26 @@ class CompiledRunner:
 
     # Passes -------------------------------------------------------------------------------------------------
 
-    def run(self, runs: Sequence[QueryRun], tokens: np.ndarray, places: Places, version: int) -> Tensor:
+    def run(
+        self,
+        runs: Sequence[QueryRun],
+        tokens: np.ndarray,
+        places: Places,
+        version: int,
+        states: Mapping[int, np.ndarray] | None = None,
+    ) -> Tensor:
         """Compute a pass; see `Runner.run`."""
         logits = self._prepare(runs, tokens, places, version)
-        self._pass[0]["draws"] = 0
+        record, config = self._pass[0], self._decoder.config
+        record["draws"] = 0
+        kept = {layer: np.empty((len(tokens), config.hidden_size), np.float32) for layer in states or ()}
+        if kept:
+            addresses = np.array([kept[i].ctypes.data if i in kept else 0 for i in range(config.num_layers)])
+            record["states"] = addresses.ctypes.data
         self._team.run(*self._records)
+        record["states"] = 0
+        for layer, into in (states or {}).items():
+            into[:] = kept[layer][self._places[: len(places)]]
         if self._packed_head:
             return self._decoder.finish_logits(logits)
         wanted = torch.from_numpy(self._places[: len(places)])
@@ -193,19 +211,38 @@ class CompiledRunner:
         plan = self._plan
         if plan is None or not plan.advance(runs, version):
             plan = self._plan = Plan(runs, version, self._group, self._windows)
-            if tokens.min() < 0 or tokens.max() >= config.vocab_size or plan.positions.max() >= config.context:
+            ids, _ = split(tokens)
+            if ids.min() < 0 or ids.max() >= config.vocab_size or plan.positions.max() >= config.context:
                 self._plan = None
-                self._decoder.check_indices(torch.from_numpy(tokens), torch.from_numpy(plan.positions[plan.where]))
+                self._decoder.check_indices(torch.from_numpy(ids), torch.from_numpy(plan.positions[plan.where]))
             for name, array in (("positions", plan.positions), ("slots", plan.slots), ("visible", plan.visible),
                                 ("parts", plan.parts)):  # fmt: skip
                 record[name] = array.ctypes.data
             record["columns"], record["part_count"] = len(plan.visible), len(plan.parts)
         self._tokens[:count] = tokens[plan.source]
+        record["steerings"] = self._steer(self._tokens[:count]) if self._steerings.known else 0
         self._places[:wanted] = plan.where[places]
         record["count"], record["wanted_count"] = count, wanted if self._packed_head else 0
         logits = self._logits_memory(wanted)
         self._memory[0]["logits"] = logits.data_ptr()
         return logits[:, : config.vocab_size]
+
+    def _steer(self, tokens: np.ndarray) -> int:
+        """Take the marks of their steerings from tokens; returns the address of the tokens' steerings, or 0."""
+        tokens[:], numbers = split(tokens)
+        if not numbers.any():
+            return 0
+        while len(self._steering_records) <= numbers.max():
+            number = len(self._steering_records)
+            record, vectors = np.zeros(1, STEERING), torch.from_numpy(self._steerings.matrix(number))
+            record[0]["vectors"], record[0]["rescale"] = (
+                self._address(vectors),
+                self._steerings.known[number - 1].rescale,
+            )
+            self._steering_records.append(record)
+        addresses = np.array([0, *(record.ctypes.data for record in self._steering_records[1:])])
+        self._steered = addresses[numbers]
+        return self._steered.ctypes.data
 
     def _prepare_draws(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
         """Fill in the record of what is drawn; returns where it will be."""
