@@ -320,7 +320,7 @@ def test_a_step_that_is_too_long_is_taken_as_it_is() -> None:
         lambda: BeamSearch(width=0),
         lambda: BeamSearch(top_p=0.0),
         lambda: ParticleFilter(softmax_temperature=0.0),
-        lambda: ParticleFilter(resampling="residual"),  # type: ignore[arg-type]
+        lambda: ParticleFilter(resampling="killing"),  # type: ignore[arg-type]
         lambda: ParticleFilter(n=2.5),  # type: ignore[arg-type]
     ],
 )

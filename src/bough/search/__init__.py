@@ -8,6 +8,8 @@ from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .greedy import Greedy
 from .particle_filter import ParticleFilter
+from .power_mh import PowerMH
+from .power_smc import PowerSMC
 from .self_consistency import SelfConsistency
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "ParticleFilter", "SelfConsistency"]
+__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "ParticleFilter", "PowerMH", "PowerSMC", "SelfConsistency"]
