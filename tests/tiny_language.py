@@ -20,7 +20,7 @@ Text = tuple[int, ...]
 
 
 @cache
-def tiny_model(tokens: Text, seed: int = 1) -> np.ndarray:
+def tiny_model(tokens: Text, seed: int = 3) -> np.ndarray:
     """Next-token probabilities over the toy's symbols, of which all but 4 have none."""
     text = tokens[tokens.index(QUESTION) + 1 :]
     probabilities = np.zeros(len(SYMBOLS))

@@ -10,6 +10,17 @@ from .greedy import Greedy
 from .particle_filter import ParticleFilter
 from .power_mh import PowerMH
 from .power_smc import PowerSMC
+from .scalable_power import ScalablePower
 from .self_consistency import SelfConsistency
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "ParticleFilter", "PowerMH", "PowerSMC", "SelfConsistency"]
+__all__ = [
+    "AStar",
+    "BeamSearch",
+    "BestOfN",
+    "Greedy",
+    "ParticleFilter",
+    "PowerMH",
+    "PowerSMC",
+    "ScalablePower",
+    "SelfConsistency",
+]
