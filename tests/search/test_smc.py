@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from bough.core import Branches, InvalidInput, Run, run, techniques
-from bough.search import PowerSMC
+from bough.core import Branch, Branches, InvalidInput, Run, run, techniques
+from bough.search import ParticleFilter, ParticleGibbs, PowerSMC
+from bough.search.particle_filter import log_odds
+from bough.search.power import graft
 from bough.search.resampling import RESAMPLING
 from bough.search.smc import Population, Weighted
 from tiny_language import Text, texts, tiny_model
-from toy import EOS, SYMBOLS, ToyBackend, ToyReward, judged
+from toy import EOS, NEWLINE, SYMBOLS, ToyBackend, ToyReward, judged
 
 PROMPT = "a?"
 ROOT: Text = tuple(SYMBOLS.index(character) for character in PROMPT)
@@ -26,6 +30,20 @@ FUNCTIONS: tuple[Callable[[Text], float], ...] = (
     lambda text: float(text[2] == 3),
     partial(judged, seed=7),
 )
+
+
+def tamed(text: Sequence[int]) -> float:
+    """A process reward that is sure of nothing, so that few texts do not weigh as much as all others."""
+    return 0.15 + 0.7 * judged(text)
+
+
+def posterior(tau: float, text: Text, p: float) -> float:
+    """p times the odds, to the power 1 / tau, of every prefix that ends a step."""
+    odds = 1.0
+    for end in range(len(ROOT) + 1, len(text) + 1):
+        if text[end - 1] in (NEWLINE, EOS):
+            odds *= tamed(text[:end]) / (1 - tamed(text[:end]))
+    return float(p * odds ** (1 / tau))
 
 
 def power(alpha: float, text: Text, p: float) -> float:
@@ -44,6 +62,10 @@ def smc(**fields: Any) -> PowerSMC:
     return PowerSMC(n=4, alpha=3.0, block=1, **fields)
 
 
+def filtered(**fields: Any) -> ParticleFilter:
+    return ParticleFilter(n=4, recount=False, **fields)
+
+
 CASES: dict[str, Case] = {
     "power-smc": Case(smc(), partial(power, 3.0)),
     "power-smc every step": Case(smc(ess_threshold=1.0, resampling="multinomial"), partial(power, 3.0)),
@@ -52,6 +74,15 @@ CASES: dict[str, Case] = {
     "power-smc bridged beyond the end": Case(smc(ramp=9, ess_threshold=0.9), partial(power, 3.0)),
     "power-smc blocks": Case(PowerSMC(n=3, alpha=2.0, block=2, ramp=3, ess_threshold=0.9), partial(power, 2.0)),
     "power-smc flattened": Case(PowerSMC(n=4, alpha=0.5, block=1, ess_threshold=0.9), partial(power, 0.5)),
+    "particle-filter": Case(filtered(), partial(posterior, 1.0)),
+    "particle-filter seldom": Case(filtered(ess_threshold=0.7, resampling="systematic"), partial(posterior, 1.0)),
+    "particle-filter never": Case(filtered(ess_threshold=0.0), partial(posterior, 1.0)),
+    "particle-filter tempered": Case(
+        filtered(tempering=3, softmax_temperature=0.7, resampling="residual"), partial(posterior, 0.7)
+    ),
+    "particle-filter tempered and seldom": Case(
+        filtered(tempering=9, ess_threshold=0.9, resampling="stratified"), partial(posterior, 1.0)
+    ),
 }
 
 
@@ -59,7 +90,7 @@ def populations(strategy: Weighted, runs: int) -> list[Population]:
     backend = ToyBackend(tiny_model)
 
     async def one(seed: int) -> Population:
-        made = Run(reward=ToyReward())
+        made = Run(reward=ToyReward(tamed))
         return await strategy.population(backend.branch(PROMPT, seed=seed).with_run(made), made)
 
     async def together() -> list[Population]:
@@ -68,7 +99,7 @@ def populations(strategy: Weighted, runs: int) -> list[Population]:
     return run(together())
 
 
-def deviations(strategy: Weighted, target: Callable[[Text, float], float], runs: int = 400) -> list[float]:
+def deviations(strategy: Weighted, target: Callable[[Text, float], float], runs: int = 300) -> list[float]:
     """How many standard errors the mean of Z-hat times the average of f is from its exact value, for each f."""
     found = populations(strategy, runs)
     scores = []
@@ -167,6 +198,133 @@ def test_another_exponent_or_a_forgotten_bridge_would_be_noticed() -> None:
     assert isinstance(bridged, PowerSMC)
     lost = NoBridge(n=bridged.n, alpha=3.0, block=1, ramp=9, ess_threshold=0.9)
     assert not properly_weighted(lost, partial(power, 3.0))
+
+
+def test_a_recounted_reward_is_another_target() -> None:
+    """The paper's filter, which is the default, weighs finished solutions again while others go on."""
+    assert not properly_weighted(ParticleFilter(n=4), partial(posterior, 1.0))
+
+
+def test_a_wrong_weight_of_a_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not properly_weighted(filtered(softmax_temperature=1.2), partial(posterior, 1.0))
+    for broken in (Forgetful, Stale):
+        monkeypatch.setattr("bough.search.particle_filter.Population", broken)
+        assert not properly_weighted(filtered(), partial(posterior, 1.0))
+
+
+# Particle Gibbs --------------------------------------------------------------------------------------------------
+
+
+def normalised(target: Callable[[Text, float], float]) -> dict[Text, float]:
+    weights = {text: target(text, p) for text, p in texts(ROOT)}
+    return {text: weight / sum(weights.values()) for text, weight in weights.items()}
+
+
+def after_a_sweep(strategy: ParticleGibbs, start: dict[Text, float], runs: int) -> Counter[Text]:
+    """The law of the kept solution after one conditional sweep, from solutions drawn exactly from ``start``."""
+    backend, rng = ToyBackend(tiny_model), np.random.default_rng(11)
+    chosen = [list(start)[i] for i in rng.choice(len(start), size=runs, p=list(start.values()))]
+
+    async def one(seed: int) -> Text:
+        made = Run(reward=ToyReward(tamed))
+        prompt = backend.branch(PROMPT, seed=seed).with_run(made)
+        kept, odds, begun = prompt, {}, len(ROOT)
+        for end in range(len(ROOT) + 1, len(chosen[seed]) + 1):
+            if chosen[seed][end - 1] in (NEWLINE, EOS):
+                logprobs = [np.log(tiny_model(chosen[seed][:at])[chosen[seed][at]]) for at in range(begun, end)]
+                kept = graft(kept, chosen[seed][begun:end], np.array(logprobs, np.float32))
+                odds[kept] = float(log_odds(np.array([tamed(kept.tokens)]), strategy.softmax_temperature)[0])
+                begun = end
+        return tuple((await strategy.sweep(kept, prompt, made, odds, 1)).tokens)
+
+    async def together() -> list[Text]:
+        return list(await asyncio.gather(*map(one, range(runs))))
+
+    return Counter(run(together()))
+
+
+def follows(found: Counter[Text], law: dict[Text, float]) -> bool:
+    """Chi-squared test, at 1e-4; rare texts are counted together."""
+    total = sum(found.values())
+    common = [text for text, p in law.items() if p * total >= 5]
+    counts = [found[text] for text in common]
+    expected = [law[text] * total for text in common]
+    test = scipy.stats.chisquare([*counts, total - sum(counts)], [*expected, total - sum(expected)])
+    return bool(test.pvalue > 1e-4)
+
+
+@pytest.mark.parametrize("ancestor_sampling", [True, False])
+def test_a_sweep_of_particle_gibbs_leaves_the_posterior_invariant(ancestor_sampling: bool) -> None:
+    strategy = ParticleGibbs(n=2, softmax_temperature=0.7, ancestor_sampling=ancestor_sampling)
+    law = normalised(partial(posterior, 0.7))
+    assert follows(after_a_sweep(strategy, law, 800), law)
+    # Two particles are too few to forget where they began, and a filter of two is far from the posterior.
+    plain = dict(texts(ROOT))
+    assert not follows(after_a_sweep(strategy, plain, 400), law)
+
+
+def test_ancestors_are_drawn_by_their_weight_and_what_the_rest_is_worth_below_them() -> None:
+    """Against the joint density, computed from the texts; a beginning that is over has none."""
+    strategy, made = ParticleGibbs(n=4, softmax_temperature=0.7), Run(reward=ToyReward(tamed))
+    prompt = ToyBackend(tiny_model).branch(PROMPT).with_run(made)
+
+    def node(parent: Branch, *tokens: int) -> Branch:
+        before = tuple(parent.tokens)
+        logprobs = [np.log(tiny_model((*before, *tokens[:i]))[token]) for i, token in enumerate(tokens)]
+        return graft(parent, tokens, np.array(logprobs, np.float32))
+
+    beginnings = [node(prompt, 4, EOS), node(prompt, 3, NEWLINE), node(prompt, 4, 4, NEWLINE), node(prompt, NEWLINE)]
+    steps = [beginnings[-1], node(beginnings[-1], NEWLINE)]
+    steps.append(node(steps[-1], EOS))
+    log_weights = np.array([3.0, 0.2, 1.5, -0.4])
+
+    def density(beginning: Branch) -> float:
+        whole = (*beginning.tokens, NEWLINE, EOS)
+        if whole not in dict(texts(ROOT)):
+            return 0.0
+        first = posterior(0.7, tuple(beginning.tokens), dict(probabilities)[tuple(beginning.tokens)])
+        return posterior(0.7, whole, dict(texts(ROOT))[whole]) / first
+
+    probabilities = {tuple(branch.tokens): float(np.exp(branch.logprob)) for branch in beginnings}
+    exact = np.exp(log_weights) * [density(beginning) for beginning in beginnings]
+    assert exact[0] == 0 and (exact[1:] > 0.02 * exact.sum()).all()
+
+    async def chosen(u: float) -> int:
+        odds = {
+            step: float(log_odds(np.array([tamed(step.tokens)]), strategy.softmax_temperature)[0]) for step in steps
+        }
+        found = await strategy._reattached(steps, 1, Population(Branches(beginnings), log_weights), made, odds, u)
+        assert [step.appended for step in found[1:]] == [(NEWLINE,), (EOS,)] and found[-1].finished
+        assert all(step in odds for step in found[1:])
+        return beginnings.index(found[0])
+
+    async def grid() -> list[int]:
+        return list(await asyncio.gather(*(chosen((i + 0.5) / 400) for i in range(400))))
+
+    counts = np.bincount(run(grid()), minlength=4)
+    assert counts / 400 == pytest.approx(exact / exact.sum(), abs=1 / 400)
+
+
+def test_a_wrong_ancestor_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    law, reattached = normalised(partial(posterior, 0.7)), ParticleGibbs._reattached
+
+    async def broken(self: Any, steps: Any, level: int, population: Population, *rest: Any) -> Any:
+        upside_down = Population(population.branches, -10 * population.log_weights)
+        return await reattached(self, steps, level, upside_down, *rest)
+
+    monkeypatch.setattr(ParticleGibbs, "_reattached", broken)
+    assert not follows(after_a_sweep(ParticleGibbs(n=3, softmax_temperature=0.7), law, 800), law)
+
+
+def test_particle_gibbs_forgets_a_bad_beginning_sooner_with_ancestor_sampling() -> None:
+    """How often the kept solution's first step is another one after a sweep."""
+    law = normalised(partial(posterior, 1.0))
+    start = {text: 1.0 for text in law if text[len(ROOT) :] == (3, NEWLINE, NEWLINE, NEWLINE, EOS)}
+    kept = []
+    for ancestor_sampling in (True, False):
+        found = after_a_sweep(ParticleGibbs(n=3, ancestor_sampling=ancestor_sampling), start, 150)
+        kept.append(sum(count for text, count in found.items() if text[2:4] == (3, NEWLINE)) / 150)
+    assert kept[0] < kept[1] - 0.1
 
 
 # The calculus ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .greedy import Greedy
 from .particle_filter import ParticleFilter
+from .particle_gibbs import ParticleGibbs
 from .power_mh import PowerMH
 from .power_smc import PowerSMC
 from .scalable_power import ScalablePower
@@ -19,6 +20,7 @@ __all__ = [
     "BestOfN",
     "Greedy",
     "ParticleFilter",
+    "ParticleGibbs",
     "PowerMH",
     "PowerSMC",
     "ScalablePower",
