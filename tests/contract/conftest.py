@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bough.core import Backend, Strategy
-from bough.search import RPC, AStar, SelfConsistency
+from bough.search import AStar, ParticleFilter, PowerSMC, RPC, ScalablePower, SelfConsistency
 from executing import STRATEGIES, Bench, native_backend, toy_backend
 
 BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}
@@ -17,6 +17,9 @@ VARIANTS = {
     "self-consistency-confident": SelfConsistency(confidence="bottom", window=2, keep=0.5),
     "rpc-mean": RPC(probability="mean", prune=False),
     "astar-speculating": AStar(doubt=0.0, cost="worst", revisit_cost=0.2, width=2),
+    "particle-filter-weighted": ParticleFilter(ess_threshold=0.5, tempering=3, recount=False, resampling="residual"),
+    "power-smc-bridged": PowerSMC(n=8, block=2, ramp=5, answer="vote"),
+    "scalable-power-tokens": ScalablePower(block=1, horizon=3, min_p=0.0),
 }
 CASES = {
     **{f"{name}-{kind}": (info.cls(), BENCHES[kind]) for name, info in STRATEGIES.items() for kind in BENCHES},

@@ -11,12 +11,17 @@ from .best_of_n import BestOfN
 from .greedy import Greedy
 from .optscale import OptScale
 from .particle_filter import ParticleFilter
+from .particle_gibbs import ParticleGibbs
 from .pets import PETS
+from .power_mh import PowerMH
+from .power_smc import PowerSMC
 from .rpc import RPC
+from .scalable_power import ScalablePower
 from .self_consistency import SelfConsistency
 from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "EarlyStoppingConsistency",
-    "Greedy", "OptScale", "PETS", "ParticleFilter", "Patience", "RPC", "ScoreThreshold", "SelfConsistency",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN",
+    "EarlyStoppingConsistency", "Greedy", "OptScale", "PETS", "ParticleFilter", "ParticleGibbs", "Patience",
+    "PowerMH", "PowerSMC", "RPC", "ScalablePower", "ScoreThreshold", "SelfConsistency",
 ]  # fmt: skip
