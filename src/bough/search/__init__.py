@@ -7,7 +7,8 @@ from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .greedy import Greedy
+from .mcts import MCTS
 from .particle_filter import ParticleFilter
 from .self_consistency import SelfConsistency
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "ParticleFilter", "SelfConsistency"]
+__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "MCTS", "ParticleFilter", "SelfConsistency"]
