@@ -84,7 +84,7 @@ def test_a_simulation_backs_up_the_best_of_what_it_found() -> None:
 def test_with_enough_simulations_it_finds_the_best_solution_there_is(parallel: int, evaluation: str) -> None:
     best = max((tokens for tokens, _ in solutions(small_model, (3, 4, 2))), key=judged)
     strategy = MCTS(
-        simulations=60, width=150, c_puct=5.0, parallel=parallel,
+        simulations=1000, width=150, c_puct=5.0, parallel=parallel,
         evaluation=evaluation,  # type: ignore[arg-type]
     )  # fmt: skip
     found = [search(strategy, seed, ToyBackend(small_model)) for seed in range(4)]
