@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bough.core import Backend, Strategy
-from bough.search import MCTS, AStar, SelfConsistency
+from bough.search import MCTS, AStar, SelfConsistency, TreeBoN
 from executing import STRATEGIES, Bench, native_backend, toy_backend
 
 BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}
@@ -15,6 +15,8 @@ BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_b
 VARIANTS = {
     "self-consistency-weighted": SelfConsistency(weighted=True),
     "astar-speculating": AStar(doubt=0.0, cost="worst", revisit_cost=0.2, width=2),
+    "treebon-layers": TreeBoN(n=8, max_tokens=8),
+    "treebon-steps": TreeBoN(n=8, segment_steps=1),
     "mcts-rollouts": MCTS(evaluation="rollout", parallel=8, simulations=12),
     "mcts-visits": MCTS(choice="visits", simulations=8),
 }

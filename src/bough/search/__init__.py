@@ -6,9 +6,11 @@ Importing this room registers its techniques.
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
+from .dvts import DVTS
 from .greedy import Greedy
 from .mcts import MCTS
 from .particle_filter import ParticleFilter
 from .self_consistency import SelfConsistency
+from .treebon import TreeBoN
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "Greedy", "MCTS", "ParticleFilter", "SelfConsistency"]
+__all__ = ["AStar", "BeamSearch", "BestOfN", "DVTS", "Greedy", "MCTS", "ParticleFilter", "SelfConsistency", "TreeBoN"]

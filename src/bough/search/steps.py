@@ -57,17 +57,15 @@ class StepSearch(Strategy):
 
         Where the budget cuts this off, the whole solutions among what was drawn are still judged and offered.
         """
-        try:
-            return await states.sample(
-                first=first,
-                stop=run.step_stops,
-                max_tokens=self.max_step_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-            )
-        except BudgetExhausted as spent:
-            await judge([leaf for leaf in spent.partial if leaf.finish != "budget" and run.is_solution(leaf)], run)
-            raise
+        return await draw_judging(
+            states,
+            run,
+            first=first,
+            stop=run.step_stops,
+            max_tokens=self.max_step_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
 
     async def draw_new(self, state: State, width: int, run: Run) -> list[tuple[int, Branch, bool]]:
         """The different new children among ``width`` more of a state: index, branch, whether it is whole.
@@ -145,6 +143,18 @@ def require_positive(owner: object, *names: str) -> None:
 def answered(branch: Branch, run: Run) -> bool:
     """Whether the task finds a final answer in the branch."""
     return run.task.extract(branch.completion) is not None
+
+
+async def draw_judging(states: Branches, run: Run, **options: Any) -> Branches:
+    """One continuation of each state, as `Branches.sample`.
+
+    Where the budget cuts this off, the whole solutions among what was drawn are still judged and offered.
+    """
+    try:
+        return await states.sample(**options)
+    except BudgetExhausted as spent:
+        await judge([leaf for leaf in spent.partial if leaf.finish != "budget" and run.is_solution(leaf)], run)
+        raise
 
 
 async def judge(branches: Sequence[Branch], run: Run) -> list[float]:
