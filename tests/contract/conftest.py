@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bough.core import Backend, Strategy
-from bough.search import MCTS, AStar, SelfConsistency, TreeBoN
+from bough.search import MCTS, AStar, HyPER, SelfConsistency, TreeBoN
 from executing import STRATEGIES, Bench, native_backend, toy_backend
 
 BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}
@@ -18,6 +18,7 @@ VARIANTS = {
     "treebon-layers": TreeBoN(n=8, max_tokens=8),
     "treebon-steps": TreeBoN(n=8, segment_steps=1),
     "mcts-rollouts": MCTS(evaluation="rollout", parallel=8, simulations=12),
+    "hyper-by-length": HyPER(n=8, refine=None, length_power=1.0),
     "mcts-visits": MCTS(choice="visits", simulations=8),
 }
 CASES = {

@@ -8,9 +8,21 @@ from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .dvts import DVTS
 from .greedy import Greedy
+from .hyper import HyPER
 from .mcts import MCTS
 from .particle_filter import ParticleFilter
 from .self_consistency import SelfConsistency
 from .treebon import TreeBoN
 
-__all__ = ["AStar", "BeamSearch", "BestOfN", "DVTS", "Greedy", "MCTS", "ParticleFilter", "SelfConsistency", "TreeBoN"]
+__all__ = [
+    "AStar",
+    "BeamSearch",
+    "BestOfN",
+    "DVTS",
+    "Greedy",
+    "HyPER",
+    "MCTS",
+    "ParticleFilter",
+    "SelfConsistency",
+    "TreeBoN",
+]
