@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bough.core import Backend, Strategy
-from bough.search import AStar, ParticleFilter, PowerSMC, RPC, ScalablePower, SelfConsistency
+from bough.search import AStar, HyPER, MCTS, ParticleFilter, PowerSMC, RPC, ScalablePower, SelfConsistency, TreeBoN
 from executing import STRATEGIES, Bench, native_backend, toy_backend
 
 BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}
@@ -20,6 +20,11 @@ VARIANTS = {
     "particle-filter-weighted": ParticleFilter(ess_threshold=0.5, tempering=3, recount=False, resampling="residual"),
     "power-smc-bridged": PowerSMC(n=8, block=2, ramp=5, answer="vote"),
     "scalable-power-tokens": ScalablePower(block=1, horizon=3, min_p=0.0),
+    "treebon-layers": TreeBoN(n=8, max_tokens=8),
+    "treebon-steps": TreeBoN(n=8, segment_steps=1),
+    "mcts-rollouts": MCTS(evaluation="rollout", parallel=8, simulations=12),
+    "hyper-by-length": HyPER(n=8, refine=None, length_power=1.0),
+    "mcts-visits": MCTS(choice="visits", simulations=8),
 }
 CASES = {
     **{f"{name}-{kind}": (info.cls(), BENCHES[kind]) for name, info in STRATEGIES.items() for kind in BENCHES},

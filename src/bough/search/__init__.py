@@ -8,7 +8,10 @@ from .archon import Archon
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
+from .dvts import DVTS
 from .greedy import Greedy
+from .hyper import HyPER
+from .mcts import MCTS
 from .optscale import OptScale
 from .particle_filter import ParticleFilter
 from .particle_gibbs import ParticleGibbs
@@ -19,9 +22,11 @@ from .rpc import RPC
 from .scalable_power import ScalablePower
 from .self_consistency import SelfConsistency
 from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
+from .treebon import TreeBoN
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN",
-    "EarlyStoppingConsistency", "Greedy", "OptScale", "PETS", "ParticleFilter", "ParticleGibbs", "Patience",
-    "PowerMH", "PowerSMC", "RPC", "ScalablePower", "ScoreThreshold", "SelfConsistency",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "DVTS",
+    "EarlyStoppingConsistency", "Greedy", "HyPER", "MCTS", "OptScale", "PETS", "ParticleFilter",
+    "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower", "ScoreThreshold",
+    "SelfConsistency", "TreeBoN",
 ]  # fmt: skip

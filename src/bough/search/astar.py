@@ -58,12 +58,12 @@ import asyncio
 import heapq
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from bough.core import Branch, Branches, BudgetExhausted, Capability, InvalidInput, Promise, Run, technique
+from bough.core import Branch, BudgetExhausted, Capability, InvalidInput, Promise, Run, technique
 
-from .steps import StepSearch, answered, cancel, judge, require_positive, require_probabilities
+from .steps import State, StepSearch, cancel, judge, require_positive, require_probabilities
 
 Cost = Literal["deterioration", "worst", "none"]
 TieBreak = Literal["path", "deepest", "reward"]
@@ -73,24 +73,18 @@ _LEAST = 1e-5
 
 
 @dataclass(eq=False)
-class Node:
-    """A state: its costs, its place in the frontier, and what was drawn below it so far.
+class Node(State):
+    """A state: its costs, and its place in the frontier.
 
-    Its f is the one it was `born` with until it is expanded, and then the price of drawing again is added. The
-    children drawn so far have the probability `explored`, those who are the same counted once.
+    Its f is the one it was `born` with until it is expanded, and then the price of drawing again is added.
     """
 
-    branch: Branch
-    depth: int
     h: float
     f: float
     born: float
     path: tuple[tuple[float, int], ...]  # (h, index among siblings) from the first step on
     key: tuple[Any, ...]
     goal: bool = False
-    drawn: int = 0
-    explored: float = 0.0
-    children: set[tuple[int, ...]] = field(default_factory=set)
 
     def __lt__(self, other: Node) -> bool:
         return self.key < other.key
@@ -180,7 +174,7 @@ class AStar(StepSearch):
 
     def price(self, node: Node) -> float:
         """What is added to the f of a node that was expanded, until it is expanded again."""
-        return self.revisit_cost * len(node.children) / (1 - node.explored)
+        return self.revisit_cost * len(node.steps) / (1 - node.explored)
 
     def _may_speculate(self, ahead: Collection[Node]) -> bool:
         return len(ahead) < self.parallel and math.prod(node.h for node in ahead) >= self.doubt
@@ -188,26 +182,7 @@ class AStar(StepSearch):
     async def _expand(self, node: Node, run: Run) -> list[Node]:
         """The new distinct children of a node, judged."""
         run.expanded(node.branch, node.f - node.h, node.h, node.f)
-        first, width = node.drawn, self.width if self.temperature > 0 else 1
-        node.drawn += width
-        children = []
-        for index, branch in enumerate(
-            await self.draw_steps(Branches([node.branch] * width), run, first=first), start=first
-        ):
-            if branch.appended in node.children:
-                run.pruned(branch, "a sibling took the same step")
-                continue
-            node.children.add(branch.appended)
-            node.explored += math.exp(branch.sample_logprobs.sum())
-            whole = run.is_solution(branch)
-            if whole and not answered(branch, run):
-                run.propose(branch)  # unscored: better than nothing
-                run.pruned(branch, "it ended without an answer")
-            elif not whole and node.depth + 1 == self.max_steps:
-                run.propose(branch)
-                run.pruned(branch, f"it is unfinished after {self.max_steps} steps")
-            else:
-                children.append((index, branch, whole))
+        children = await self.draw_new(node, self.width, run)
         scores = await judge([branch for _, branch, _ in children], run)
         require_probabilities(scores, self.info.name)
         return [

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, RewardError, Run, Sampling, Strategy
 
 T = TypeVar("T")
 Attempt = tuple[Branch, float | None]  # a solution and its score
+
+
+@dataclass(eq=False)
+class State:
+    """A partial solution in a search that comes back to it, and what was drawn below it so far.
+
+    Attributes:
+        branch: the partial solution.
+        depth: its steps.
+        drawn: how many continuations were drawn.
+        steps: the different ones among them.
+        explored: their total probability under the sampling distribution.
+    """
+
+    branch: Branch
+    depth: int
+    drawn: int = field(default=0, kw_only=True)
+    steps: set[tuple[int, ...]] = field(default_factory=set, kw_only=True)
+    explored: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -38,17 +58,42 @@ class StepSearch(Strategy):
 
         Where the budget cuts this off, the whole solutions among what was drawn are still judged and offered.
         """
-        try:
-            return await states.sample(
-                first=first,
-                stop=run.step_stops,
-                max_tokens=self.max_step_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-            )
-        except BudgetExhausted as spent:
-            await judge([leaf for leaf in spent.partial if leaf.finish != "budget" and run.is_solution(leaf)], run)
-            raise
+        return await draw_judging(
+            states,
+            run,
+            first=first,
+            stop=run.step_stops,
+            max_tokens=self.max_step_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
+
+    async def draw_new(self, state: State, width: int, run: Run) -> list[tuple[int, Branch, bool]]:
+        """The different new children among ``width`` more of a state: index, branch, whether it is whole.
+
+        Identical children are merged. What ended without an answer, or is unfinished after ``max_steps``, is
+        offered unscored and left out. At temperature 0, where all are the same, one is drawn.
+        """
+        first, width = state.drawn, width if self.temperature > 0 else 1
+        state.drawn += width
+        new = []
+        drawn = await self.draw_steps(Branches([state.branch] * width), run, first=first)
+        for index, branch in enumerate(drawn, start=first):
+            if branch.appended in state.steps:
+                run.pruned(branch, "a sibling took the same step")
+                continue
+            state.steps.add(branch.appended)
+            state.explored += math.exp(branch.sample_logprobs.sum())
+            whole = run.is_solution(branch)
+            if whole and not answered(branch, run):
+                run.propose(branch)  # unscored: better than nothing
+                run.pruned(branch, "it ended without an answer")
+            elif not whole and state.depth + 1 == self.max_steps:
+                run.propose(branch)
+                run.pruned(branch, f"it is unfinished after {self.max_steps} steps")
+            else:
+                new.append((index, branch, whole))
+        return new
 
 
 @dataclass(frozen=True)
@@ -144,6 +189,18 @@ def require_positive(owner: object, *names: str) -> None:
 def answered(branch: Branch, run: Run) -> bool:
     """Whether the task finds a final answer in the branch."""
     return run.task.extract(branch.completion) is not None
+
+
+async def draw_judging(states: Branches, run: Run, **options: Any) -> Branches:
+    """One continuation of each state, as `Branches.sample`.
+
+    Where the budget cuts this off, the whole solutions among what was drawn are still judged and offered.
+    """
+    try:
+        return await states.sample(**options)
+    except BudgetExhausted as spent:
+        await judge([leaf for leaf in spent.partial if leaf.finish != "budget" and run.is_solution(leaf)], run)
+        raise
 
 
 async def judge(branches: Sequence[Branch], run: Run) -> list[float]:
