@@ -46,7 +46,7 @@ def test_the_far_tail_is_neither_zero_nor_everything() -> None:
     assert samples_needed(0.1, 0.1, 0.95, 0.95) == pytest.approx(
         math.log(0.05) / truncated(0.1, 0.1).logcdf(0.95), rel=1e-3
     )
-    assert samples_needed(-1.0, 0.05, 0.9, 0.95) == math.inf
+    assert samples_needed(-1.0, 0.05, 0.9, 0.95) > 1e100
     assert samples_needed(2.0, 0.005, 0.9, 0.95) == 1
 
 

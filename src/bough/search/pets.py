@@ -6,22 +6,23 @@ where many questions share a budget and differ in difficulty; costs whole soluti
 The measure is the self-consistency rate: how often the vote agrees with the one that infinitely many samples would
 give. It asks nothing about what is right, and is estimated without labels (`self_consistency_rate`).
 
-Offline, all questions are known. Allocating samples to them is allocating labels to the items of a crowd (Chen, Lin and
-Zhou 2013): between the two leading answers of a question with v1 >= v2 votes, the leader is the majority of the
-infinite vote with the posterior probability h(v1, v2) = P(Beta(v1 + 1, v2 + 1) > 1/2). The optimistic knowledge gradient
-draws next where the better of the possible answers would raise h most, and that is another vote for the leader:
+Offline, all questions are known. Allocating samples to them is allocating labels to the items of a crowd (Chen, Lin
+and Zhou 2013): between the two leading answers of a question with v1 >= v2 votes, the leader is the majority of the
+infinite vote with the posterior probability h(v1, v2) = P(Beta(v1 + 1, v2 + 1) > 1/2). The optimistic knowledge
+gradient draws next where the better of the possible answers would raise h most, and that is another vote for the
+leader:
 
     R+ = h(v1 + 1, v2) - h(v1, v2) = C(v1 + v2 + 1, v1 + 1) / 2 ** (v1 + v2 + 2)
 
-(`gain`), as a binomial tail of one toss more. Large for close votes, it falls exponentially where one answer leads. The
-authors keep a Dirichlet posterior over a fixed number of options and estimate h from random draws; comparing the two
-that lead needs no number of options and no draws.
+(`gain`), as a binomial tail of one toss more. Large for close votes, it falls exponentially where one answer leads.
+The authors keep a Dirichlet posterior over a fixed number of options and estimate h from random draws; comparing
+the two that lead needs no number of options and no draws.
 
-Online, questions come one after the other, and each is dealt with before the next. The first few samples say to which
-class of difficulty a question belongs: how many votes the leader has among them. Each class has a number of samples of
-its own (`PETS.budgets`), chosen on other questions of the same kind (`plan`): with A_c(k) the self-consistency rate of a
-class after k samples, modelled as Phi(a sqrt(k) + b), greedy steps buy what raises sum_c P(c) A_c most per sample until
-the average budget is spent.
+Online, questions come one after the other, and each is dealt with before the next. The first few samples say to
+which class of difficulty a question belongs: how many votes the leader has among them. Each class has a number of
+samples of its own (`PETS.budgets`), chosen on other questions of the same kind (`plan`): with A_c(k) the
+self-consistency rate of a class after k samples, modelled as Phi(a sqrt(k) + b), greedy steps buy what raises sum_c
+P(c) A_c most per sample until the average budget is spent.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from bough.core import (
     StoppingRule,
     TaskLike,
     technique,
-)
+)  # fmt: skip
 
 from .steps import cancel
 from .stopping import ahead, leaders
@@ -60,9 +61,9 @@ class PETS(StoppingRule):
     """Stop at the number of samples that questions of this difficulty get.
 
     Attributes:
-        budgets: samples by the votes that the leader has among the first ones: for none of them, for one, and so on to
-            all of them, so that there is one number more than there are first samples. The default gives 64 in doubt
-            and stops a unanimous vote; `plan` makes those for an average budget.
+        budgets: samples by the votes that the leader has among the first ones: for none of them, for one, and so on
+            to all of them, so that there is one number more than there are first samples. The default gives 64 in
+            doubt and stops a unanimous vote; `plan` makes those for an average budget.
     """
 
     budgets: tuple[int, ...] = (64, 64, 64, 24, 4)
@@ -93,8 +94,8 @@ def plan(answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8)
     """The budgets of `PETS` for an average number of samples, from other questions of the same kind.
 
     Args:
-        answers: int ``[questions, n]``, which answer each of their samples has; -1 for none. No labels are needed: the
-            vote of all n stands for the infinite one.
+        answers: int ``[questions, n]``, which answer each of their samples has; -1 for none. No labels are needed:
+            the vote of all n stands for the infinite one.
         average: samples per question that may be spent, on average.
         first: samples that tell the difficulty.
         shuffles: how many orders of the samples to average over.
@@ -182,7 +183,7 @@ class KnowledgeGradient:
         self._gains = np.full(questions, 1.0 + first)  # what has less than the first samples is before any gain
 
     def next(self) -> int | None:
-        """The question to sample next, of equals the first; None if all have all they may get. It is under way then."""
+        """The question to sample next, which is then under way; None if all have all they may get."""
         question = int(np.argmax(self._gains))
         if self._gains[question] < 0:
             return None
