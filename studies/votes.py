@@ -29,8 +29,9 @@ from samples import SCRATCH, TASKS, Samples, load_samples
 from bough.bench.stats import accuracy, paired_bootstrap
 from bough.core import Solution, StoppingRule
 from bough.search import PETS, AdaptiveConsistency, EarlyStoppingConsistency, OptScale, Patience, ScoreThreshold
+from bough.search.allocation import KnowledgeGradient
 from bough.search.optscale import fit_prior
-from bough.search.pets import KnowledgeGradient, majority, plan
+from bough.search.pets import majority, plan
 from bough.search.rpc import distinct, pruned
 from bough.search.vote import winner
 

@@ -14,8 +14,9 @@ import scipy.stats
 
 from bough.core import FreeText, InvalidInput, RewardError, Solution, run
 from bough.search import PETS, BestOfN, OptScale, SelfConsistency
+from bough.search.allocation import KnowledgeGradient, allocate, gain, self_consistency_rate
 from bough.search.optscale import Prior, estimate, fit_prior, samples_needed
-from bough.search.pets import KnowledgeGradient, allocate, gain, majority, plan, self_consistency_rate
+from bough.search.pets import majority, plan
 from bough.search.stopping import ahead, leaders
 from executing import execute, idle
 from toy import ToyBackend

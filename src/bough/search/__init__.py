@@ -3,6 +3,7 @@
 Importing this room registers its techniques.
 """
 
+from .allocation import allocate
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
@@ -17,4 +18,5 @@ from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, S
 __all__ = [
     "PETS", "RPC", "AStar", "AdaptiveConsistency", "BeamSearch", "BestOfN", "EarlyStoppingConsistency", "Greedy",
     "OptScale", "ParticleFilter", "Patience", "ScoreThreshold", "SelfConsistency",
+    "allocate",
 ]  # fmt: skip

@@ -67,10 +67,10 @@ class OptScale(StoppingRule):
     confidence: float = 0.95
     first: int = 3
     reached: bool = True
-    mean: float = 0.5
-    mean_spread: float = 0.5
-    deviation: float = 0.3
-    deviation_spread: float = 1.0
+    mean: float = 0.25
+    mean_spread: float = 1.2
+    deviation: float = 0.33
+    deviation_spread: float = 1.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
