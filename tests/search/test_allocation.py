@@ -14,8 +14,9 @@ import scipy.stats
 
 from bough.core import FreeText, InvalidInput, RewardError, Solution, run
 from bough.search import PETS, BestOfN, OptScale, SelfConsistency
+from bough.search.allocation import KnowledgeGradient, allocate, gain, self_consistency_rate
 from bough.search.optscale import Prior, estimate, fit_prior, samples_needed
-from bough.search.pets import KnowledgeGradient, allocate, gain, majority, plan, self_consistency_rate
+from bough.search.pets import majority, plan
 from bough.search.stopping import ahead, leaders
 from executing import execute, idle
 from toy import ToyBackend
@@ -46,7 +47,7 @@ def test_the_far_tail_is_neither_zero_nor_everything() -> None:
     assert samples_needed(0.1, 0.1, 0.95, 0.95) == pytest.approx(
         math.log(0.05) / truncated(0.1, 0.1).logcdf(0.95), rel=1e-3
     )
-    assert samples_needed(-1.0, 0.05, 0.9, 0.95) == math.inf
+    assert samples_needed(-1.0, 0.05, 0.9, 0.95) > 1e100
     assert samples_needed(2.0, 0.005, 0.9, 0.95) == 1
 
 

@@ -4,6 +4,7 @@ Importing this room registers its techniques.
 """
 
 from .adaptive_itc import AdaptiveITC
+from .allocation import allocate
 from .archon import Archon
 from .astar import AStar
 from .beam_search import BeamSearch
@@ -28,5 +29,5 @@ __all__ = [
     "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "DVTS",
     "EarlyStoppingConsistency", "Greedy", "HyPER", "MCTS", "OptScale", "PETS", "ParticleFilter",
     "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower", "ScoreThreshold",
-    "SelfConsistency", "TreeBoN",
+    "SelfConsistency", "TreeBoN", "allocate",
 ]  # fmt: skip

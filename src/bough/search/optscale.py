@@ -1,22 +1,24 @@
 """OptScale: the fewest samples that reach a target score with a given confidence.
 
 Paper: Wang et al. 2026, arXiv:2506.22376 (Probabilistic Optimality for Inference-time Scaling). Pays for best-of-N
-where scores vary little within a problem and much between problems: the first few then say how many are worth drawing.
-Costs nothing but the first few.
+where scores vary little within a problem and much between problems: the first few then say how many are worth
+drawing. Costs nothing but the first few.
 
 The bound. Let the scores of one problem's samples be independent with the distribution function F. The best of N
 reaches the target with probability 1 - F(target) ** N, so the smallest N for which that is at least the confidence is
 
     N = ceil(log(1 - confidence) / log F(target)).
 
-The distribution is a normal one with parameters mu and sigma, truncated to the scores' range [0, 1]. They are estimated
-anew after each sample, by the maximum of their posterior (MAP), and the search stops when it has drawn the N that they
-say. A problem whose scores stay far below the target would need more than anybody draws; it costs all the method's n.
+The distribution is a normal one with parameters mu and sigma, truncated to the scores' range [0, 1]. They are
+estimated anew after each sample, by the maximum of their posterior (MAP), and the search stops when it has drawn
+the N that they say. A problem whose scores stay far below the target would need more than anybody draws; it costs
+all the method's n.
 
-The prior. In the paper a fine-tuned language model predicts mu and sigma from the problem. Here the prior is the same
-for all problems, fitted to the scores of validation problems (empirical Bayes): mu is normal and sigma log-normal, with
-the mean and the spread that their maximum likelihood estimates have (`fit_prior`). The defaults are those of the
-embedded model and reward over all tasks; ``python studies/votes.py --fit`` prints them. For another reward, fit others.
+The prior. In the paper a fine-tuned language model predicts mu and sigma from the problem. Here the prior is the
+same for all problems, fitted to the scores of validation problems (empirical Bayes): mu is normal and sigma
+log-normal, with the mean and the spread that their maximum likelihood estimates have (`fit_prior`). The defaults
+are those of the embedded model and reward over all tasks; ``python studies/votes.py --fit`` prints them. For
+another reward, fit others.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 class Prior(NamedTuple):
-    """Of the scores' parameters: mu ~ N(mean, mean_spread ** 2), log sigma ~ N(log deviation, deviation_spread ** 2)."""
+    """Of the scores' parameters: mu is normal with a mean and a spread, sigma log-normal with a median and one."""
 
     mean: float
     mean_spread: float
@@ -65,10 +67,10 @@ class OptScale(StoppingRule):
     confidence: float = 0.95
     first: int = 3
     reached: bool = True
-    mean: float = 0.5
-    mean_spread: float = 0.5
-    deviation: float = 0.3
-    deviation_spread: float = 1.0
+    mean: float = 0.25
+    mean_spread: float = 1.2
+    deviation: float = 0.33
+    deviation_spread: float = 1.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +98,8 @@ class OptScale(StoppingRule):
         needed = samples_needed(mu, sigma, self.target, self.confidence)
         if len(seen) < needed:
             return None
-        return f"{needed:.0f} samples reach {self.target} with probability {self.confidence}, of N({mu:.2f}, {sigma:.2g})"
+        of = f"N({mu:.2f}, {sigma:.2g})"
+        return f"{needed:.0f} samples of {of} reach {self.target} with probability {self.confidence}"
 
 
 def estimate(scores: Sequence[float], prior: Prior | None = None) -> tuple[float, float]:
@@ -112,8 +115,10 @@ def estimate(scores: Sequence[float], prior: Prior | None = None) -> tuple[float
 
 
 def samples_needed(mu: float, sigma: float, target: float, confidence: float) -> float:
-    """The smallest N for which the best of N scores reaches the target with this probability; infinite if none does."""
-    above = _normal_mass(mu, sigma, target, 1.0) / max(_normal_mass(mu, sigma, 0.0, 1.0), 1e-300)
+    """The smallest N for which the best of N scores reaches the target with this probability, or infinity."""
+    within = _normal_mass(mu, sigma, 0.0, 1.0)
+    # Where the normal has nothing at all within the range, what is left of it stands at the nearer end.
+    above = _normal_mass(mu, sigma, target, 1.0) / within if within > 0 else float(mu > 1)
     if above >= 1:
         return 1
     return math.ceil(math.log1p(-confidence) / math.log1p(-above)) if above > 0 else math.inf

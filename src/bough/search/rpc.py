@@ -15,9 +15,9 @@ vanishes exponentially. Repeats say nothing new and count once.
 
 Reasoning pruning. Where n is far too small for that, improbable solutions are drawn at random out of a great many
 and make c(a) worse. The probabilities of the different solutions are modelled as a mixture of two Weibull
-distributions, fitted by EM (with the repeats, a component would collapse on one of them). A solution is left out if it
-rather belongs to the component of the lower mean, and is also less probable than the mean (the paper's rule, which has
-no threshold to choose).
+distributions, fitted by EM (with the repeats, a component would collapse on one of them). A solution is left out if
+it rather belongs to the component of the lower mean, and is also less probable than the mean (the paper's rule,
+which has no threshold to choose).
 
 The length. The probability of a whole solution falls with its length, so that of two answers the one with shorter
 derivations weighs more. That is what the theory is about, and the default. The authors' experiments use the mean
