@@ -69,7 +69,10 @@ class TrialsFailed(BoughError):
 
 
 def trials(arms: Sequence[Arm], problems: Sequence[Problem], seeds: Iterable[int] = (0,)) -> list[Trial]:
-    """Every strategy on every problem under every seed; a seed is complete before the next begins.
+    """Every strategy on every problem under every seed.
+
+    A problem is complete before the next begins, and a seed before the next: a bench that is stopped has compared
+    what it has, and the time that is left can be told from the time it took so far.
 
     Raises:
         InvalidInput: there is no arm, no problem or no seed, or one stands there twice.
@@ -80,7 +83,7 @@ def trials(arms: Sequence[Arm], problems: Sequence[Problem], seeds: Iterable[int
             raise InvalidInput(f"there is no {what} to run; give at least one")
         if len(set(map(repr, given))) < len(given):
             raise InvalidInput(f"a {what} is given twice; give each once")
-    return [Trial(arm, seed, problem) for seed in chosen for arm in arms for problem in problems]
+    return [Trial(arm, seed, problem) for seed in chosen for problem in problems for arm in arms]
 
 
 async def evaluate_async(
