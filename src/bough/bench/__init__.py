@@ -16,6 +16,8 @@ from bough.bench.overview import Overview, overview
 from bough.bench.ranking import Pair, Sole, Standing, front, pairs, sole, standings
 from bough.bench.report import report
 from bough.bench.results import Record, Results, fingerprint
+from bough.bench.sequences import confidence_sequence
+from bough.bench.space import candidates, space
 from bough.bench.stats import Interval, accuracy, holm, paired_bootstrap, sign_flip_test, wilson
 from bough.bench.summary import (
     Cell,
@@ -27,10 +29,12 @@ from bough.bench.summary import (
     plot,
     title,
 )
+from bough.bench.tune import Rival, Round, Tuned, tune, tune_async
 
 __all__ = [
-    "Arm", "Cell", "Comparison", "Interval", "Overview", "Pair", "Record", "Results", "Sole", "Standing", "Trial",
-    "TrialsFailed", "accuracy", "by_setting", "cells", "compare", "comparisons", "evaluate", "evaluate_async",
-    "fingerprint", "front", "holm", "overview", "paired_bootstrap", "pairs", "plot", "report", "sign_flip_test",
-    "sole", "standings", "title", "trials", "wilson", "write_summary",
+    "Arm", "Cell", "Comparison", "Interval", "Overview", "Pair", "Record", "Results", "Rival", "Round", "Sole",
+    "Standing", "Trial", "TrialsFailed", "Tuned", "accuracy", "by_setting", "candidates", "cells", "compare",
+    "comparisons", "confidence_sequence", "evaluate", "evaluate_async", "fingerprint", "front", "holm", "overview",
+    "paired_bootstrap", "pairs", "plot", "report", "sign_flip_test", "sole", "space", "standings", "title", "trials",
+    "tune", "tune_async", "wilson", "write_summary",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from rich.progress import TimeRemainingColumn
 from bough.cli.common import (
     INTERRUPTED,
     TECHNIQUES,
+    ConcurrencyOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -70,7 +71,7 @@ def bench(
     folder: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where results go, and are found again.")
     ] = Path("bough-bench"),
-    concurrency: Annotated[int, typer.Option(min=1, help="Problems that run at once.")] = 32,
+    concurrency: ConcurrencyOption = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,

@@ -19,10 +19,10 @@ reward, and its share in each resampling.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +51,11 @@ class ParticleFilter(StepSearch):
     n: int = 16
     softmax_temperature: float = 1.0
     resampling: Literal["multinomial", "stratified", "systematic"] = "multinomial"
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "n": (4, 8, 16, 32, 64),
+        "resampling": ("multinomial", "systematic"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,9 @@ to the model's most probable answer, right or wrong, so it gains nothing from mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from bough.core import Branch, Promise, RewardError, Run, technique
 
@@ -27,6 +29,8 @@ class SelfConsistency(WholeSearch):
     """
 
     weighted: bool = False
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {"n": (4, 8, 16, 32, 64), "weighted": (False, True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
