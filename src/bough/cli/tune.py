@@ -176,15 +176,12 @@ def _show(tuned: Tuned) -> None:
         soft_wrap=True,
     )
     if tuned.rivals:
-        rows = table(
-            "not distinguishable from it", "strategy", "accuracy, relative", "at worst, at best", "on problems",
-            "tokens", "dropped",
-        )  # fmt: skip
+        rows = table("not distinguishable from it", "strategy", "ahead", "interval", "problems", "tokens", "round")
         for rival in tuned.rivals[:_SHOWN]:
             ahead = rival.ahead
             rows.add_row(
-                _name(rival.strategy), f"{ahead.estimate:+.1%}", f"{ahead.low:+.0%} to {ahead.high:+.0%}",
-                f"{rival.problems}", f"{rival.tokens:,.0f}", "by halving" if rival.halved else "never",
+                _name(rival.strategy), f"{ahead.estimate:+.0%}", f"{ahead.low:+.0%} to {ahead.high:+.0%}",
+                f"{rival.problems}", f"{rival.tokens:,.0f}", "halved" if rival.halved else "last",
             )  # fmt: skip
         out.print(rows)
         if len(tuned.rivals) > _SHOWN:
