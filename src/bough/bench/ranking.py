@@ -157,11 +157,13 @@ def standings(made: Sequence[Cell], compared: Sequence[Pair]) -> list[Standing]:
     found = []
     for group in contests(made):
         leader = min(group, key=lambda cell: (-cell.accuracy.estimate, cell.costs["tokens"]))
-        behind, level, apart = [], [], []
+        behind: list[Cell] = []
+        level: list[Cell] = []
+        apart: list[Cell] = []
         for cell in group:
-            pair = verdicts.get(frozenset((id(leader), id(cell))))
             if cell is leader:
                 continue
+            pair = verdicts.get(frozenset((id(leader), id(cell))))
             if pair is None:
                 apart.append(cell)
             else:
