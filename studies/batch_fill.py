@@ -143,16 +143,20 @@ def measure(strategy: Strategy, at_once: int | None, args: argparse.Namespace) -
 def main() -> None:
     """Run, print, and keep the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=400)
-    parser.add_argument("--max-batch", type=int, default=64)
+    parser.add_argument("--problems", type=int, default=250)
+    parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=400, help="budget of each trial")
-    parser.add_argument("--fixed", type=int, default=32, help="the fixed number of trials at once to compare with")
+    parser.add_argument(
+        "--fixed", type=int, default=4, help="trials at once to compare with; of 256 places, 32 is the same share"
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "batch_fill.json")
     args = parser.parse_args()
-    rows = [measure(strategy, at_once, args) for strategy in STRATEGIES.values() for at_once in (None, args.fixed)]
-    for row in rows:
-        print(json.dumps(row))
+    rows = []
+    for strategy in STRATEGIES.values():
+        for at_once in (None, args.fixed):
+            rows.append(measure(strategy, at_once, args))
+            print(json.dumps(rows[-1]), flush=True)
     summary = {
         "max_batch": args.max_batch, "problems": args.problems, "tokens": args.tokens, "length": LENGTH,
         "steps": [SHORTEST, LONGEST], "rows": rows,
