@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `import bough` does not wait for torch.
 _HOMES = {
     "bough.api": ("load", "load_reward", "solve", "solve_async"),
+    "bough.bench": ("tune",),
     "bough.core": (
         "Answer", "Branch", "Branches", "BoughError", "Budget", "BudgetExhausted", "Capability", "Ledger", "Promise",
         "Reward", "Run", "Sampling", "Stop", "Strategy", "Trace", "run", "technique",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from bough.core import (
     Budget,
     Capability,
     InvalidInput,
+    Occupancy,
     Promise,
     RewardError,
     Run,
@@ -79,8 +81,8 @@ def test_each_trial_says_what_it_found_and_cost():
     assert greedy["correct"]
     assert greedy["tokens"] == len(greedy["text"]) + 1  # one a character, and the end of the text
     assert greedy["reward_calls"] == 0
-    assert records[5]["reward_calls"] == 2
-    capped = records[15:20]
+    assert records[1]["reward_calls"] == 2
+    capped = records[3:20:4]
     assert all(record["tokens"] <= 30 and record["stopped_by"].startswith("the run's") for record in capped)
 
 
@@ -100,6 +102,36 @@ def test_trials_run_at_once_up_to_the_limit():
     lm = Counting()
     evaluate(lm, trials([Arm(Greedy())], problems(20)), concurrency=6)
     assert lm.most == 6
+
+
+class Measured(ChainBackend):
+    """Says how full its passes are."""
+
+    drawn = most = 0
+
+    def __init__(self, max_batch):
+        super().__init__()
+        self.max_batch = max_batch
+
+    def _pass(self):
+        self.drawn += min(len(self._active), self.max_batch)
+        self.most = max(self.most, len({id(drawing.draw.parent.run) for drawing in self._active}))
+        super()._pass()
+
+    def occupancy(self):
+        return Occupancy(self.passes, self.drawn, self.max_batch)
+
+
+@pytest.mark.parametrize(
+    ("arm", "count", "least", "most"), [(Arm(Greedy()), 150, 36, 80), (Arm(FirstOf(16)), 24, 2, 12)]
+)
+def test_as_many_trials_run_at_once_as_fill_the_passes(monkeypatch, arm, count, least, most):
+    """Of a batch of 40: about 40 that draw one branch, about 3 that draw 16."""
+    monkeypatch.setattr(sys.modules["bough.bench.evaluate"], "_LOOK_SECONDS", 0)
+    lm = Measured(max_batch=40)
+    found = evaluate(lm, trials([arm], problems(count)), reward=ChainReward())
+    assert least <= lm.most <= most
+    assert [record["index"] for record in found] == list(range(count))
 
 
 def test_an_interrupted_bench_resumes_where_it_was(tmp_path):

@@ -1,10 +1,12 @@
 """Intervals against closed forms, scipy, and their own coverage."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from bough.bench.stats import accuracy, paired_bootstrap, wilson
+from bough.bench.stats import accuracy, holm, paired_bootstrap, sign_flip_test, wilson
 from bough.core import InvalidInput
 
 
@@ -103,6 +105,73 @@ def test_bootstrap_is_reproducible_and_chunks_do_not_matter(monkeypatch):
     assert paired_bootstrap(range(50), a, b, resamples=1000) == whole
 
 
+def test_one_seed_makes_the_sign_flip_test_mcnemars():
+    rng = np.random.default_rng(7)
+    for n in (1, 10, 60, 2000):
+        a, b = rng.random(n) < 0.7, rng.random(n) < 0.6
+        only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+        exact = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+        assert sign_flip_test(range(n), a, b) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_sign_flip_test_counts_every_sign_pattern():
+    rng = np.random.default_rng(8)
+    problems = np.repeat(np.arange(9), 3)
+    for _ in range(20):
+        a, b = rng.random(27) < 0.6, rng.random(27) < 0.4
+        sums = np.bincount(problems, a.astype(int) - b.astype(int))
+        totals = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=9)]
+        share = np.mean([total >= abs(sums.sum()) for total in totals])
+        assert sign_flip_test(problems, a, b) == pytest.approx(share)
+        assert sign_flip_test(problems, b, a) == pytest.approx(share)
+
+
+def test_copied_seeds_are_no_evidence():
+    rng = np.random.default_rng(9)
+    a, b = rng.random(40) < 0.7, rng.random(40) < 0.5
+    copied = sign_flip_test(np.repeat(np.arange(40), 5), np.repeat(a, 5), np.repeat(b, 5))
+    assert copied == pytest.approx(sign_flip_test(range(40), a, b))
+
+
+def test_p_values_too_small_to_sample_are_still_told_apart():
+    assert sign_flip_test(range(200), np.ones(200), np.zeros(200)) == pytest.approx(2.0**-199)
+
+
+@pytest.mark.parametrize(
+    ("p", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),  # Holm's steps 3 x .01, 2 x .03, and never less than before
+        ([0.6, 0.5], [1.0, 1.0]),
+        ([0.04, 0.005, 0.03, 0.001], [0.06, 0.015, 0.06, 0.004]),
+    ],
+)
+def test_holms_correction_by_hand(p, corrected):
+    assert holm(p) == pytest.approx(corrected)
+
+
+def test_false_findings_among_all_pairs_are_as_rare_as_they_say():
+    """Five equally good methods, ten pairs, seeds that nearly agree: a false winner in at most 5 % of tables."""
+    rng = np.random.default_rng(10)
+    problems = np.repeat(np.arange(60), 3)
+    false = 0
+    for _ in range(400):
+        easy = np.repeat(rng.beta(0.7, 0.7, 60), 3)
+        right = rng.random((5, 180)) < easy
+        found = holm([sign_flip_test(problems, a, b) for a, b in itertools.combinations(right, 2)])
+        false += min(found) <= 0.05
+    assert false / 400 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_real_difference_is_found_among_all_pairs():
+    rng = np.random.default_rng(11)
+    right = rng.random((5, 400)) < np.array([[0.5], [0.5], [0.5], [0.5], [0.7]])
+    pairs = list(itertools.combinations(range(5), 2))
+    found = holm([sign_flip_test(range(400), right[a], right[b]) for a, b in pairs])
+    assert [pair for pair, p in zip(pairs, found, strict=True) if p <= 0.05] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
 @pytest.mark.parametrize(
     ("call", "names"),
     [
@@ -112,6 +181,8 @@ def test_bootstrap_is_reproducible_and_chunks_do_not_matter(monkeypatch):
         (lambda: accuracy([], []), "n=0"),
         (lambda: accuracy([1, 2], [1]), "one outcome per trial"),
         (lambda: paired_bootstrap([0], [1.0, 2.0], [1.0]), "of one length"),
+        (lambda: sign_flip_test([0], [1, 0], [1]), "of one length"),
+        (lambda: sign_flip_test([], [], []), "not empty"),
         (lambda: paired_bootstrap([0, 1], [1.0, 2.0], [1.0, 0.0], "ratio"), "denominator is 0"),
     ],
 )

@@ -8,16 +8,7 @@ import pytest
 
 from bough.bench import cells, compare, comparisons, plot, write_summary
 from bough.core import InvalidInput
-
-
-def record(index=0, seed=0, *, strategy="astar", n=4, budget=None, task="arithmetic", correct=True, tokens=100):
-    return {
-        "task": task, "level": 4, "split": "test", "index": index, "seed": seed, "strategy": strategy,
-        "params": {"n": n, "temperature": 1.0}, "budget": budget or {}, "model": "toy@1234", "reward": "prm",
-        "correct": correct, "score": 0.5, "tokens": tokens, "computed_tokens": 2 * tokens, "passes": 10,
-        "reward_calls": 0 if strategy == "greedy" else tokens // 10, "reward_tokens": 7, "seconds": 0.5,
-        "stopped_by": "tokens" if budget else None, "answer": "1", "text": "answer 1\n",
-    }  # fmt: skip
+from records import record
 
 
 def test_a_cell_is_one_strategy_with_its_parameters_budget_and_task():
@@ -87,7 +78,7 @@ def test_what_has_no_trial_in_common_is_not_compared():
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     write_summary([record()], tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert set(before) == {"summary.csv", "summary.json"}
+    assert set(before) == {"summary.csv", "summary.json", "report.html"}
 
     def full(self, *arguments, **options):
         self.touch()
@@ -100,9 +91,10 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_nothing_done_yet_is_an_empty_summary(tmp_path):
-    made, compared, files = write_summary([], tmp_path)
-    assert made == compared == []
-    assert json.loads(files[1].read_text()) == {"cells": [], "comparisons": []}
+    found, files = write_summary([], tmp_path)
+    assert found.cells == found.comparisons == found.pairs == []
+    assert set(map(len, json.loads(files[1].read_text()).values())) == {0}
+    assert "no finished trial" in files[2].read_text()
 
 
 def test_the_plot_has_a_panel_per_task_and_a_line_per_strategy(tmp_path):

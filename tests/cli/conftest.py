@@ -61,7 +61,9 @@ def bough():
 @pytest.fixture
 def child(tmp_path):
     """The command line of a child process on the stand-ins, and its environment."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+    # The very bough that is tested here, wherever it is installed from.
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(api.__file__).parents[1])))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
 
     def command(*words: object) -> dict[str, object]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from bough.bench import wilson
+from bough.tasks import get_task
 
 QUICK = ("bench", "--level", 1, "-n", 4, "-o", "out")
 ARMS = ("-s", "greedy", "-s", "best-of-n:n=1/3")
@@ -27,7 +29,9 @@ def test_a_bench_writes_records_a_summary_and_a_plot(chains, bough):
     assert result.exit_code == 0, result.output
     assert len(records(chains)) == 3 * 4 * 2
     files = {file.name for file in (chains / "out").iterdir()}
-    assert files == {"results.jsonl", "summary.csv", "summary.json", "plot.png", "plot.svg"}
+    assert files == {
+        "results.jsonl", "summary.csv", "summary.json", "report.html", "plot.png", "plot.svg",
+    }  # fmt: skip
     assert (chains / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "best-of-n n=3 against greedy" in result.stdout.replace("\n", " ")
 
@@ -63,7 +67,9 @@ def test_json_says_what_the_files_say(chains, bough):
     found = json.loads(bough(*QUICK, *ARMS, "--json").stdout)
     summary = json.loads((chains / "out" / "summary.json").read_text())
     assert found["cells"] == summary["cells"]
-    assert found["comparisons"] == summary["comparisons"]
+    assert all(found[name] == summary[name] for name in summary)
+    assert set(summary) == {"cells", "comparisons", "pairs", "standings", "sole"}
+    assert [standing["budget"] for standing in summary["standings"]] == [{}]
     assert found["new_trials"] == found["trials"] == 12
     names = [comparison["label"] for comparison in found["comparisons"]]
     assert names == ["best-of-n n=1", "best-of-n n=3"]
@@ -111,6 +117,20 @@ def test_without_matplotlib_the_numbers_are_still_written(chains, bough, monkeyp
     assert (chains / "out" / "summary.csv").exists()
 
 
+def test_the_report_names_the_leader_and_shows_the_prompts(chains, bough):
+    result = bough(*QUICK, *ARMS, "--seeds", 2)
+    found = json.loads((chains / "out" / "summary.json").read_text())
+    page = (chains / "out" / "report.html").read_text()
+    words = " ".join(result.stdout.split())
+    for standing in found["standings"]:
+        assert f"{standing['leader']} leads at" in page
+        assert f"{standing['leader']} leads at" in words
+    assert len(found["sole"]) == page.count("seeds</p>")
+    for one in found["sole"]:
+        prompt = get_task("arithmetic").problem("test", one["index"], 1).prompt
+        assert f"<pre>{prompt.strip()}</pre>" in page
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -147,7 +167,8 @@ def wait_for(condition, process):
 
 
 def test_a_bench_that_is_stopped_goes_on_where_it_was(child, tmp_path):
-    words = ("bench", "--level", 1, "-n", 24, "-s", "greedy", "-o", "out", "--concurrency", 2, "--json")
+    strategies = ("-s", "greedy", "-s", "best-of-n:n=2")
+    words = ("bench", "--level", 1, "-n", 6, "--seeds", 2, *strategies, "-o", "out", "--concurrency", 2, "--json")
     path = tmp_path / "out" / "results.jsonl"
     kept = b""
     for stop in (signal.SIGINT, signal.SIGKILL):
@@ -172,4 +193,5 @@ def test_a_bench_that_is_stopped_goes_on_where_it_was(child, tmp_path):
     whole = subprocess.run(**child(*words), capture_output=True, text=True, check=True)
     assert json.loads(whole.stdout)["new_trials"] == 24 - kept.count(b"\n")
     assert path.read_bytes().startswith(kept)
-    assert sorted(record["index"] for record in records(tmp_path)) == list(range(24))
+    done = sorted((record["strategy"], record["index"], record["seed"]) for record in records(tmp_path))
+    assert done == sorted(itertools.product(("greedy", "best-of-n"), range(6), range(2)))

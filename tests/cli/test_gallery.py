@@ -11,7 +11,7 @@ import pytest
 from bough import __version__
 from bough.core import techniques
 
-COMMANDS = ("demo", "solve", "list", "bench")
+COMMANDS = ("demo", "solve", "list", "bench", "tune")
 
 
 def test_the_gallery_has_every_technique_with_what_it_needs(bough):

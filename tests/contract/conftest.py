@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bough.core import Backend, Strategy
-from bough.search import AStar, HyPER, MCTS, ParticleFilter, PowerSMC, RPC, ScalablePower, SelfConsistency, TreeBoN
+from bough.search import MCTS, RPC, AStar, HyPER, ParticleFilter, PowerSMC, ScalablePower, SelfConsistency, TreeBoN
 from executing import STRATEGIES, Bench, native_backend, toy_backend
 
 BENCHES = {"toy": Bench(toy_backend, crowds=(1, 2, 3)), "native": Bench(native_backend)}

@@ -141,6 +141,20 @@ def test_draws_follow_the_models_distribution() -> None:
         assert abs(chi_square - large.sum()) < 5 * np.sqrt(2 * large.sum())
 
 
+def test_the_occupancy_counts_every_drawn_token_and_every_pass() -> None:
+    with tiny_lm(max_batch=8) as lm:
+        before = lm.occupancy()
+        leaves = lm.generate(lm.branch(PROMPT, seed=5), n=6, max_tokens=9)
+        lm.engine.settle()
+        now = lm.occupancy()
+        tokens = [len(leaf.appended) for leaf in leaves]
+        # The prompt's pass draws each row's first token, so there are as many passes as the longest row has tokens.
+        assert now.passes - before.passes == max(tokens)
+        assert now.drawn - before.drawn == sum(tokens)
+        assert now.fill(before) == sum(tokens) / (8 * max(tokens))
+        assert now.fill(now) == 0
+
+
 def test_scoring_agrees_with_sampling_and_takes_one_pass() -> None:
     with tiny_lm() as lm:
         root = lm.branch(PROMPT, seed=3)

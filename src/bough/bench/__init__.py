@@ -11,8 +11,14 @@ For example, A* under a budget against best-of-16, on 400 problems under 3 seeds
 """
 
 from bough.bench.evaluate import Arm, Trial, TrialsFailed, evaluate, evaluate_async, trials
+from bough.bench.files import write_summary
+from bough.bench.overview import Overview, overview
+from bough.bench.ranking import Pair, Sole, Standing, front, pairs, sole, standings
+from bough.bench.report import report
 from bough.bench.results import Record, Results, fingerprint
-from bough.bench.stats import Interval, accuracy, paired_bootstrap, wilson
+from bough.bench.sequences import confidence_sequence
+from bough.bench.space import candidates, space
+from bough.bench.stats import Interval, accuracy, holm, paired_bootstrap, sign_flip_test, wilson
 from bough.bench.summary import (
     Cell,
     Comparison,
@@ -22,11 +28,13 @@ from bough.bench.summary import (
     comparisons,
     plot,
     title,
-    write_summary,
 )
+from bough.bench.tune import Rival, Round, Tuned, tune, tune_async
 
 __all__ = [
-    "Arm", "Cell", "Comparison", "Interval", "Record", "Results", "Trial", "TrialsFailed",
-    "accuracy", "by_setting", "cells", "compare", "comparisons", "evaluate", "evaluate_async", "fingerprint",
-    "paired_bootstrap", "plot", "title", "trials", "wilson", "write_summary",
+    "Arm", "Cell", "Comparison", "Interval", "Overview", "Pair", "Record", "Results", "Rival", "Round", "Sole",
+    "Standing", "Trial", "TrialsFailed", "Tuned", "accuracy", "by_setting", "candidates", "cells", "compare",
+    "comparisons", "confidence_sequence", "evaluate", "evaluate_async", "fingerprint", "front", "holm", "overview",
+    "paired_bootstrap", "pairs", "plot", "report", "sign_flip_test", "sole", "space", "standings", "title", "trials",
+    "tune", "tune_async", "wilson", "write_summary",
 ]  # fmt: skip

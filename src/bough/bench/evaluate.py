@@ -25,6 +25,9 @@ from bough.core import (
 from bough.tasks import TASKS, Problem, Task
 
 _TOO_MANY_FAILURES = 20
+_AT_ONCE = 32  # where it is not known how full the passes are
+_FULL = 0.9  # fuller than that, more trials at once would only wait
+_LOOK_SECONDS, _LOOK_PASSES = 0.05, 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class TrialsFailed(BoughError):
 
 
 def trials(arms: Sequence[Arm], problems: Sequence[Problem], seeds: Iterable[int] = (0,)) -> list[Trial]:
-    """Every strategy on every problem under every seed; a seed is complete before the next begins.
+    """Every strategy on every problem under every seed.
+
+    A problem is complete before the next begins, and a seed before the next: a bench that is stopped has compared
+    what it has, and the time that is left can be told from the time it took so far.
 
     Raises:
         InvalidInput: there is no arm, no problem or no seed, or one stands there twice.
@@ -92,7 +98,7 @@ def trials(arms: Sequence[Arm], problems: Sequence[Problem], seeds: Iterable[int
             raise InvalidInput(f"there is no {what} to run; give at least one")
         if len(set(map(repr, given))) < len(given):
             raise InvalidInput(f"a {what} is given twice; give each once")
-    return [Trial(arm, seed, problem) for seed in chosen for arm in arms for problem in problems]
+    return [Trial(arm, seed, problem) for seed in chosen for problem in problems for arm in arms]
 
 
 async def evaluate_async(
@@ -102,7 +108,7 @@ async def evaluate_async(
     reward: str | Reward | None = None,
     results: Results | None = None,
     tasks: Mapping[str, Task] = TASKS,
-    concurrency: int = 32,
+    concurrency: int | None = None,
     model: str | None = None,
     reward_model: str | None = None,
     on_resume: Callable[[int], None] | None = None,
@@ -116,7 +122,8 @@ async def evaluate_async(
         reward: for strategies that use one; default, the one that comes with the model.
         results: where to append each record as it is there; None keeps them in memory only.
         tasks: the judges, by the name of the problems' task.
-        concurrency: trials that run at once.
+        concurrency: trials that run at once. Default: a few, and more for as long as the model's passes have room
+            for them; at most two for each branch that a pass can draw.
         model: name of the model in the records; default, its own.
         reward_model: name of the reward in the records; default, its own.
         on_resume: called once, before anything runs, with the number of trials that are done already.
@@ -132,7 +139,7 @@ async def evaluate_async(
         TrialsFailed: some trials raised; all others ran.
         OSError: the results could not be written.
     """
-    if concurrency < 1:
+    if concurrency is not None and concurrency < 1:
         raise InvalidInput(f"concurrency={concurrency} must be at least 1")
     # By identity: a third party's strategy may have fields that cannot be hashed.
     arms = {id(trial.arm): trial for trial in reversed(todo)}
@@ -191,9 +198,20 @@ async def evaluate_async(
                 on_record(record)
 
     queue = iter(left)
-    workers = [asyncio.ensure_future(work(queue)) for _ in range(min(concurrency, len(left)))]
+    crowd = _Crowd(lm, concurrency, len(left))
+    workers: list[asyncio.Future[None]] = []
+    pending: set[asyncio.Future[None]] = set()
     try:
-        await asyncio.gather(*workers)
+        while (more := crowd.more()) or pending:
+            begun = [asyncio.ensure_future(work(queue)) for _ in range(more)]
+            workers += begun
+            ended, pending = await asyncio.wait(
+                pending.union(begun), timeout=crowd.look_after, return_when=asyncio.FIRST_COMPLETED
+            )
+            for worker in ended:
+                worker.result()
+            if ended:  # nothing is left to begin
+                crowd.close()
     finally:
         for worker in workers:
             worker.cancel()
@@ -201,6 +219,40 @@ async def evaluate_async(
     if failures:
         raise TrialsFailed(failures, len(done)) from failures[0][1]
     return [done[number] for number in range(len(todo))]
+
+
+class _Crowd:
+    """How many trials run at once: as many as asked for, or as many as fill the model's passes."""
+
+    def __init__(self, lm: Backend, asked: int | None, trials: int) -> None:
+        self._lm, self._before = lm, lm.occupancy()
+        self._most, self._begun = min(asked or _AT_ONCE, trials), 0
+        self._next = self._most
+        self.look_after: float | None = None
+        if asked is None and self._before is not None:
+            self.look_after = _LOOK_SECONDS
+            self._most = min(2 * self._before.max_batch, trials)
+            self._next = min(self._most, max(1, self._before.max_batch // 16))
+
+    def more(self) -> int:
+        """How many to begin now beside those that run."""
+        if self._begun:
+            self._next = max(1, self._begun // 2) if self._has_room() else 0
+        more = min(self._next, self._most - self._begun)
+        self._begun += more
+        return more
+
+    def close(self) -> None:
+        """Begin none any more."""
+        self._most, self.look_after = self._begun, None
+
+    def _has_room(self) -> bool:
+        now = self._lm.occupancy() if self._begun < self._most else None
+        if now is None or self._before is None or now.passes - self._before.passes < _LOOK_PASSES:
+            return False
+        fill = now.fill(self._before)
+        self._before = now
+        return fill < _FULL
 
 
 def evaluate(lm: Backend, todo: Sequence[Trial], **options: Any) -> list[Record]:

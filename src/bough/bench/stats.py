@@ -6,7 +6,9 @@ treats the problem as the unit that was drawn at random, and its seeds as a clus
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Literal
 
@@ -124,16 +126,83 @@ def paired_bootstrap(
             return totals[..., 0] / totals[..., 1]
         return (totals[..., 0] - totals[..., 1]) / totals[..., 2]
 
-    count = len(sums)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // count)
-    draws = [
-        compare(rng.multinomial(count, np.full(count, 1 / count), size=min(chunk, resamples - start)) @ sums)
-        for start in range(0, resamples, chunk)
-    ]
+    draws = [compare(weights @ sums) for weights in _resamples(len(sums), resamples, seed)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
     return Interval(float(compare(sums.sum(axis=0))), float(low), float(high))
+
+
+def _resamples(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of ``count`` problems is in each resample: float64 ``[chunk, count]``, chunk by chunk."""
+    chunk = max(1, _CHUNK // count)
+    if resamples <= chunk:  # comparisons of one table share their problems, and so their resamples
+        yield _drawn(count, resamples, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, chunk):
+        yield _multinomial(rng, count, min(chunk, resamples - start))
+
+
+@lru_cache(maxsize=1)
+def _drawn(count: int, resamples: int, seed: int) -> np.ndarray:
+    return _multinomial(np.random.default_rng(seed), count, resamples)
+
+
+def _multinomial(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    return rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+
+
+def sign_flip_test(problems: ArrayLike, a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value of "``a`` and ``b`` are as often right", paired over problems.
+
+    If the two are as good as each other on every problem, each problem's difference (the sum over its seeds) could
+    as well have had the other sign. The p-value is the share of all sign patterns that put the total at least as far
+    from 0 as it is (Fisher's randomisation test, 1935). Differences are whole numbers, so the distribution of the
+    total is computed, not sampled: the p-value is exact, however small. With one seed it is McNemar's exact test.
+
+    Args:
+        problems: ``[n]``, which problem each pair of trials was on.
+        a: ``[n]``, whether the one was right.
+        b: ``[n]``, whether the other was right in the same trial.
+
+    Raises:
+        InvalidInput: the lengths differ, or there is nothing to compare.
+    """
+    first, second = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
+    _, problem = np.unique(np.asarray(problems), return_inverse=True)
+    if not (first.shape == second.shape == problem.shape) or first.ndim != 1 or not len(first):
+        raise InvalidInput(
+            f"problems {problem.shape}, a {first.shape} and b {second.shape} must be of one length, not empty"
+        )
+    differences = np.bincount(problem, first - second).astype(np.int64)
+    weights, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    # How many of n differences of weight w are positive is binomial; the total's distribution is their convolution.
+    total = np.ones(1)
+    for weight, n in zip(weights.tolist(), counts.tolist(), strict=True):
+        spaced = np.zeros(weight * n + 1)
+        spaced[::weight] = np.exp(_log_binomials(n) - n * np.log(2))
+        total = np.convolve(total, spaced)
+    values = 2 * np.arange(len(total)) - (len(total) - 1)
+    return min(1.0, float(total[np.abs(values) >= abs(int(differences.sum()))].sum()))
+
+
+def _log_binomials(n: int) -> np.ndarray:
+    """The logarithms of n over k, for k from 0 to n."""
+    steps = np.arange(1, n + 1)
+    return np.concatenate([[0.0], np.cumsum(np.log(n + 1 - steps) - np.log(steps))])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for how many there are (Holm, 1979): reject those of at most alpha.
+
+    Then the chance of one false rejection or more among all of them is at most alpha, whatever depends on what.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def _quantile(confidence: float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +27,12 @@ class Cell:
     """All trials of one strategy, with the same parameters and budget, on one task.
 
     Attributes:
-        label: the strategy, with what distinguishes it from its other cells ("best-of-n n=16").
+        label: the strategy, with what distinguishes it from its other cells ("best-of-n n=16 budget-tokens=500").
+        method: the label without the budget ("best-of-n n=16").
         problems: how many problems.
         trials: how many (problem, seed).
         accuracy: share of right answers, with its 95 % interval over problems.
-        costs: mean per trial of each of `COSTS`.
+        costs: mean per trial of each of `COSTS`, and of "total_tokens", computed ones and the reward's.
         stopped: share of the trials that a budget or a stopping rule ended.
         records: the trials.
     """
@@ -41,6 +40,7 @@ class Cell:
     setting: Mapping[str, Any]
     arm: Mapping[str, Any]
     label: str
+    method: str
     problems: int
     trials: int
     accuracy: Interval
@@ -74,7 +74,7 @@ def cells(records: Sequence[Record], arms: Sequence[Arm] = ()) -> list[Cell]:
         return order.index(name) if name in order else len(order)
 
     made = sorted((_cell(group) for group in groups.values()), key=place)
-    return [replace(cell, label=_label(cell, made)) for cell in made]
+    return [replace(cell, label=_label(cell, made), method=_label(cell, made, with_budget=False)) for cell in made]
 
 
 def by_setting(made: Sequence[Cell]) -> list[list[Cell]]:
@@ -94,23 +94,25 @@ def title(cell: Cell) -> str:
 
 def _cell(records: list[Record]) -> Cell:
     problems = [record["index"] for record in records]
+    costs = {cost: float(np.mean([record[cost] for record in records])) for cost in COSTS}
     return Cell(
         setting={name: records[0][name] for name in _SETTING},
         arm={name: records[0][name] for name in (*_ARM, "stop") if name in records[0]},
         label=records[0]["strategy"],
+        method=records[0]["strategy"],
         problems=len(set(problems)),
         trials=len(records),
         accuracy=accuracy(problems, [record["correct"] for record in records]),
-        costs={cost: float(np.mean([record[cost] for record in records])) for cost in COSTS},
+        costs={**costs, "total_tokens": costs["computed_tokens"] + costs["reward_tokens"]},
         stopped=float(np.mean([record["stopped_by"] is not None for record in records])),
         records=records,
     )
 
 
-def _label(cell: Cell, others: Sequence[Cell]) -> str:
+def _label(cell: Cell, others: Sequence[Cell], with_budget: bool = True) -> str:
     """The strategy's name, and the settings in which it differs from the other cells of the same name."""
-    namesakes = [_settings(other) for other in others if other.arm["strategy"] == cell.arm["strategy"]]
-    own = _settings(cell)
+    namesakes = [_settings(other, with_budget) for other in others if other.arm["strategy"] == cell.arm["strategy"]]
+    own = _settings(cell, with_budget)
     # A setting that only some of the cells have differs too: "-" where it is absent.
     different = [
         f"{name}={own[name]}"
@@ -120,10 +122,11 @@ def _label(cell: Cell, others: Sequence[Cell]) -> str:
     return " ".join([cell.arm["strategy"], *different])
 
 
-def _settings(cell: Cell) -> dict[str, Any]:
-    budget = {f"budget-{name}": value for name, value in cell.arm["budget"].items()}
+def _settings(cell: Cell, with_budget: bool) -> dict[str, Any]:
+    budget = {f"budget-{name}": value for name, value in cell.arm["budget"].items()} if with_budget else {}
+    reward = {} if cell.arm["reward"] is None else {"reward": cell.arm["reward"].split("@")[0]}
     stop = {f"stop-{name}": value for name, value in cell.arm.get("stop", {}).items()}
-    return {**cell.arm["params"], **budget, **stop}
+    return {**cell.arm["params"], **budget, **reward, **stop}
 
 
 @dataclass(frozen=True)
@@ -215,40 +218,6 @@ def _share_a_trial(a: Cell, b: Cell) -> bool:
     return any((record["index"], record["seed"]) in trials for record in a.records)
 
 
-def write_summary(
-    records: Sequence[Record], folder: Path, arms: Sequence[Arm] = (), baseline: str | None = None
-) -> tuple[list[Cell], list[Comparison], list[Path]]:
-    """Write ``summary.csv`` (one line per cell) and ``summary.json`` (cells and comparisons).
-
-    Returns:
-        The cells, the comparisons and the files.
-
-    Raises:
-        OSError: a file could not be written; an older one is still whole.
-    """
-    made = cells(records, arms)
-    compared = comparisons(made, baseline)
-    rows = [cell.to_dict() for cell in made]
-    table = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(table, list({name: None for row in rows for name in row}), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            nested: dict[str, Any] = {
-                name: json.dumps(row[name]) for name in ("params", "budget", "stop") if name in row
-            }
-            writer.writerow({**row, **nested})
-    whole = {"cells": rows, "comparisons": [comparison.to_dict() for comparison in compared]}
-    files = [
-        _write(folder / "summary.csv", lambda path: path.write_text(table.getvalue(), encoding="utf-8")),
-        _write(
-            folder / "summary.json",
-            lambda path: path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"),
-        ),
-    ]
-    return made, compared, files
-
-
 def plot(made: Sequence[Cell], folder: Path) -> list[Path]:
     """Draw accuracy against generated tokens, with 95 % intervals: ``plot.png`` and ``plot.svg``.
 
@@ -285,10 +254,12 @@ def plot(made: Sequence[Cell], folder: Path) -> list[Path]:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, 95 % interval")
     panels[0].legend()
-    return [_write(folder / f"plot.{kind}", partial(figure.savefig, format=kind, dpi=150)) for kind in ("png", "svg")]
+    return [
+        write_whole(folder / f"plot.{kind}", partial(figure.savefig, format=kind, dpi=150)) for kind in ("png", "svg")
+    ]
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Write beside the file, then put in its place: it appears whole or not at all."""
     scratch = path.with_name(f".{path.name}.part")
     try:

@@ -1,4 +1,4 @@
-"""The command line: ``bough demo``, ``solve``, ``list`` and ``bench``.
+"""The command line: ``bough demo``, ``solve``, ``list``, ``bench`` and ``tune``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -20,6 +20,7 @@ from bough.cli.common import INTERRUPTED
 from bough.cli.demo import demo
 from bough.cli.gallery import gallery
 from bough.cli.solve import solve
+from bough.cli.tune import tune
 
 
 class _Group(TyperGroup):
@@ -70,7 +71,7 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(text if text.startswith("  ") else text.replace("\n", " ") for text in paragraphs)
 
 
-for _name, _command in (("demo", demo), ("solve", solve), ("list", gallery), ("bench", bench)):
+for _name, _command in (("demo", demo), ("solve", solve), ("list", gallery), ("bench", bench), ("tune", tune)):
     app.command(_name, help=_help(_command))(_command)
 
 

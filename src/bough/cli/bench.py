@@ -1,10 +1,10 @@
-"""``bough bench``: strategies x budgets x seeds on a task, resumable, with intervals."""
+"""``bough bench``: strategies x budgets x tasks x seeds, resumable, with intervals and a report."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,7 @@ from rich.progress import TimeRemainingColumn
 from bough.cli.common import (
     INTERRUPTED,
     TECHNIQUES,
+    ConcurrencyOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -32,6 +33,9 @@ from bough.cli.common import (
     progress,
     sentence,
 )
+
+if TYPE_CHECKING:
+    from bough.bench import Cell
 
 _LIST = "Comma-separated; none is no limit."
 
@@ -67,17 +71,19 @@ def bench(
     folder: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where results go, and are found again.")
     ] = Path("bough-bench"),
-    concurrency: Annotated[int, typer.Option(min=1, help="Problems that run at once.")] = 32,
+    concurrency: ConcurrencyOption = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Accuracy against cost: strategies x budgets x seeds on problems with checkable answers.
+    """Accuracy against cost: strategies x budgets x tasks x seeds on problems with checkable answers.
 
     Every finished trial is one line of DIR/results.jsonl. Press Ctrl-C, or kill it: the same command goes on from
-    there. DIR also gets summary.csv, summary.json and a plot of accuracy against tokens. Intervals are 95 %;
-    comparisons are paired over problems.
+    there. DIR also gets report.html, which opens from disk: accuracy against five costs, who is ahead of whom and
+    whether that is certain (corrected for the number of pairs), Pareto fronts, problems that only one method solves.
+    summary.csv and summary.json have the same for programs; plot.png and plot.svg, accuracy against tokens.
+    Intervals are 95 %; comparisons are paired over problems.
 
     Examples:
 
@@ -96,11 +102,17 @@ def bench(
     arms = [Arm(strategy, budget) for strategy, budget in itertools.product(made, limits)]
     if against is not None and against not in {arm.name for arm in arms}:
         raise InvalidInput(f"--against {against!r} is not among the strategies of this bench")
+    chosen = {task.name: task for task in chosen_tasks(tasks or ["arithmetic"])}
     todo = [
         trial
-        for task in chosen_tasks(tasks or ["arithmetic"])
+        for task in chosen.values()
         for trial in trials(arms, chosen_problems(task, split, level, problems), range(seeds))
     ]
+
+    def prompt_of(cell: Cell, index: int) -> str | None:
+        task = chosen.get(cell.setting["task"])
+        return None if task is None else task.problem(cell.setting["split"], index, cell.setting["level"]).prompt
+
     with Results(folder / "results.jsonl") as results:
         with err.status(f"loading {model}"):
             lm = api.load(model, dtype=dtype, weights=weights, device=device)
@@ -118,26 +130,26 @@ def bench(
             line = bar.add_task("bench", total=len(todo))
             try:
                 evaluate(
-                    lm, todo, reward=judge, results=results, concurrency=concurrency, **names,
-                    on_resume=lambda done: bar.update(line, completed=done),
-                    on_record=lambda record: bar.advance(line),
+                    lm, todo, reward=judge, results=results, tasks=chosen, concurrency=concurrency, **names,
+                    # A fresh start of the clock: what was done before says nothing of how fast this goes.
+                    on_resume=lambda done: bar.reset(line, total=len(todo), completed=done),
+                    on_record=lambda record: bar.update(line, advance=1, description=record["task"]),
                 )  # fmt: skip
             except KeyboardInterrupt:
                 interrupted = True
             except TrialsFailed as error:
                 failed = error
-        cells, compared, files = write_summary(results.records, folder, arms, against)
+        found, files = write_summary(results.records, folder, arms, against, prompt_of)
     kept = len(results.records)
     missing = ""
     try:
-        files += plot(cells, folder) if cells else []
+        files += plot(found.cells, folder) if found.cells else []
     except UnsupportedError as error:
         missing = str(error)
     if json:
         print_json(
             {
-                "cells": [cell.to_dict() for cell in cells],
-                "comparisons": [comparison.to_dict() for comparison in compared],
+                **found.to_dict(),
                 "files": [str(file) for file in (results.path, *files)],
                 "trials": kept,
                 "new_trials": kept - before,
@@ -145,10 +157,12 @@ def bench(
             }
         )
     else:
-        for group in by_setting(cells):
+        for group in by_setting(found.cells):
             out.print(cell_table(title(group[0]), group))
-        for comparison in compared:
+        for comparison in found.comparisons:
             out.print(escape(sentence(comparison)), soft_wrap=True)
+        for standing in found.standings:
+            out.print(escape(str(standing)), soft_wrap=True)
         out.print("in " + ", ".join(str(file) for file in [results.path, *files]), soft_wrap=True)
     if missing:
         err.print(escape(missing), soft_wrap=True)

@@ -57,6 +57,10 @@ WeightsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda ... Default: a GPU where there is one.")]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Problems that run at once. Default: as many as it takes to fill the model's passes."),
+]
 LevelOption = Annotated[
     int | None, typer.Option(help="Difficulty of the problems. Default: the task's own; see bough list.")
 ]

@@ -1,6 +1,6 @@
 """The nouns of bough. Imports nothing else of bough."""
 
-from .backend import Backend, Capability, OnToken, TokenizerLike, run
+from .backend import Backend, Capability, Occupancy, OnToken, TokenizerLike, run
 from .branch import Branch, Branches, Draw, Finish, SampleSpec
 from .budget import Budget, Ledger
 from .errors import (
@@ -38,9 +38,9 @@ from .technique import Promise, Strategy, TechniqueInfo, get_technique, techniqu
 __all__ = [
     "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted",
     "Capability", "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event",
-    "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "OnToken",
-    "Promise", "Proposed", "Pruned", "Reward", "RewardError", "Root", "Run", "SampleSpec", "Sampled",
-    "Sampling", "Scored", "Selected", "Solution", "Steering", "Stop", "StopLike", "StoppingRule", "Strategy",
-    "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace", "UnsupportedError",
+    "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "Occupancy",
+    "OnToken", "Promise", "Proposed", "Pruned", "Reward", "RewardError", "Root", "Run", "SampleSpec",
+    "Sampled", "Sampling", "Scored", "Selected", "Solution", "Steering", "Stop", "StopLike", "StoppingRule",
+    "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace", "UnsupportedError",
     "get_technique", "run", "technique", "techniques",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +34,26 @@ class Capability(Enum):
     HIDDEN = "hidden states"
     STEERING = "steering of the residual stream"
     SEEDED = "the same tokens for the same seed, whatever shares the batch"
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How full a backend's passes were, as counts since it was made.
+
+    Attributes:
+        passes: forward passes.
+        drawn: branches that got a token in them, one for each token.
+        max_batch: branches that can get a token in one pass.
+    """
+
+    passes: int
+    drawn: int
+    max_batch: int
+
+    def fill(self, before: Occupancy) -> float:
+        """The share of the places that were taken, in the passes since ``before``; 0 without any pass."""
+        passes = self.passes - before.passes
+        return (self.drawn - before.drawn) / (passes * self.max_batch) if passes else 0.0
 
 
 class TokenizerLike(Protocol):
@@ -97,6 +118,10 @@ class Backend(ABC):
     def submit_hidden(self, branches: Sequence[Branch], layer: int) -> asyncio.Future[np.ndarray]:
         """The residual stream ``[n, H]`` float32 at the last token of each branch, after a layer (-1: the last)."""
         raise UnsupportedError(f"{self.name} does not offer {Capability.HIDDEN.value}")
+
+    def occupancy(self) -> Occupancy | None:
+        """How full the passes were so far; None where that is not known."""
+        return None
 
     def close(self) -> None:  # noqa: B027  (a backend may hold nothing to free)
         """Free what the backend holds; pending work fails with `EngineClosed`."""

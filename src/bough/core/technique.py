@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.metadata import entry_points
@@ -49,9 +49,15 @@ class Strategy(ABC):
 
     The coroutine says nothing about batching: the engine batches whatever all live coroutines wait for. It may be
     cut off at any await, when the budget ends; the best branch it has proposed until then is the answer.
+
+    Attributes:
+        info: its entry in the gallery.
+        tune_space: the values of its fields that tuning tries, all combinations; empty, some that follow from the
+            defaults.
     """
 
     info: ClassVar[TechniqueInfo]
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     @abstractmethod
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:

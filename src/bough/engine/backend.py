@@ -15,6 +15,7 @@ from bough.core import (
     Capability,
     Draw,
     InvalidInput,
+    Occupancy,
     OnToken,
     SampleSpec,
     Stop,
@@ -181,6 +182,10 @@ class NativeBackend(Backend):
         whole = Whole(branch.run.ledger if branch.run else None)
         self.engine.submit([Stem(self._tokens(branch), wholes=[whole])])
         return whole.future
+
+    def occupancy(self) -> Occupancy:
+        stats = self.engine.stats
+        return Occupancy(stats.passes, stats.drawn, self.engine.max_batch)
 
     def _tokens(self, branch: Branch) -> np.ndarray:
         nodes = branch.path

@@ -243,6 +243,7 @@ class Stats:
     passes: int = 0
     tokens: int = 0
     rows: int = 0
+    drawn: int = 0
     evicted: int = 0
     preempted: int = 0
 
@@ -647,6 +648,7 @@ class Engine:
 
     def _accept(self, rows: Sequence[Row], drawn: Drawn) -> None:
         """Give each row its token; deliver those that end with it."""
+        self.stats.drawn += len(rows)
         for row, token, logprob, sample_logprob in zip(rows, *(part.tolist() for part in drawn), strict=True):
             if logprob != logprob:
                 self._leave(row)

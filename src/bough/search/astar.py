@@ -57,9 +57,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from bough.core import Branch, BudgetExhausted, Capability, InvalidInput, Promise, Run, technique
 
@@ -121,6 +121,11 @@ class AStar(StepSearch):
     revisit_cost: float = 0.02
     tie_break: TieBreak = "path"
     max_expansions: int = 256
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "width": (1, 2),
+        "revisit_cost": (0.005, 0.01, 0.02, 0.04, 0.08),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,9 @@ expand`` steps and reward calls per level, and follows the reward so greedily th
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from bough.core import Branch, Branches, Promise, Run, technique
 
@@ -29,6 +31,8 @@ class BeamSearch(StepSearch):
 
     width: int = 4
     expand: int = 4
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {"width": (2, 4, 8), "expand": (2, 4, 8)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,9 +30,10 @@ The family. The above is the paper's filter, and the default. Each part of it ca
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -68,6 +69,11 @@ class ParticleFilter(StepSearch, Weighted):
     ess_threshold: float | None = None
     tempering: int | None = None
     recount: bool = True
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "n": (4, 8, 16, 32, 64),
+        "resampling": ("multinomial", "systematic"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

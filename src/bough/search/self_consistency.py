@@ -11,8 +11,9 @@ all places or groups of consecutive ones; this takes that of the drawn tokens, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, ClassVar, get_args
 
 from bough.core import Branch, Capability, InvalidInput, Promise, RewardError, Run, technique
 
@@ -40,6 +41,8 @@ class SelfConsistency(WholeSearch):
     confidence: Confidence = "none"
     window: int = 2048
     keep: float = 1.0
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {"n": (4, 8, 16, 32, 64), "weighted": (False, True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, RewardError, Run, Sampling, Strategy
 
@@ -111,6 +111,8 @@ class WholeSearch(Strategy):
     max_tokens: int = 2048
     temperature: float = 1.0
     top_p: float = 1.0
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {"n": (4, 8, 16, 32, 64)}
 
     def __post_init__(self) -> None:
         require_positive(self, "n", "max_tokens")
