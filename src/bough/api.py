@@ -254,8 +254,8 @@ def solve(
         reward: what tells good answers from bad ones, as `load_reward` takes it. Default: for the embedded
             models, the process reward model that comes with them; else none, and only some strategies can do
             without.
-        task: where steps and answers end: a task, the name of one, or None for a problem's own task, and for
-            any other prompt free text (a step is a line).
+        task: where steps and answers end: a task, the name of one, a file of problems, or None for a problem's own
+            task, and for any other prompt free text (a step is a line).
         budget: limits on tokens, passes, reward calls and seconds; when one is hit, the best so far is the
             answer.
         seed: the same seed gives the same answer, whatever else the engine is doing.
@@ -332,13 +332,18 @@ def default_reward(model: str) -> str | None:
 def _prompt_and_task(
     lm: Backend, prompt: Prompt, task: str | TaskLike | None
 ) -> tuple[str | Sequence[int] | Sequence[Mapping[str, Any]], TaskLike | None]:
-    from bough.tasks import Problem, Task
+    from bough.tasks import GeneratedTask, Problem, Task
 
+    aim = as_task(prompt.task if task is None and isinstance(prompt, Problem) else task)
     if isinstance(prompt, Problem):
-        return prompt.prompt, as_task(prompt.task if task is None else task)
-    aim = as_task(task)
+        chat = getattr(lm.tokenizer, "chat_template", None) is not None
+        return aim.prompt(prompt, chat) if isinstance(aim, Task) else prompt.prompt, aim
     # A problem ends in a newline. Without it a model would go on writing the problem, and solve another one.
-    if isinstance(prompt, str) and prompt.strip() and (isinstance(aim, Task) or lm.name.startswith("bough/")):
+    if (
+        isinstance(prompt, str)
+        and prompt.strip()
+        and (isinstance(aim, GeneratedTask) or lm.name.startswith("bough/"))
+    ):
         prompt = prompt if prompt.endswith("\n") else prompt + "\n"
     return prompt, aim
 
