@@ -142,17 +142,24 @@ def load_reward(source: Source | Reward | Callable[[str], float], **overrides: A
 
     Args:
         source: a `Reward`; a callable that takes the text of a branch below the prompt and returns a finite
-            number, higher is better; or a process reward model, given as `load` takes it. How its scores are
-            read (a classification head, or the logits of tag tokens) follows from the checkpoint.
-        overrides: settings of the format, where the checkpoint leaves them open; see `bough.rewards`.
+            number, higher is better; "self-evaluation", "perplexity", "unit-tests" or "vote", which need no
+            checkpoint; or a process reward model, given as `load` takes it. How its scores are read (a
+            classification head, or the logits of tag tokens) follows from the checkpoint.
+        overrides: settings of the format, where the checkpoint leaves them open, or of the reward of that name; see
+            `bough.rewards`.
 
     Raises:
         InvalidInput: overrides were given for what is not a reward model.
         UnsupportedError: the checkpoint is not a reward model in a known format.
         CheckpointError, ConfigError: as `load`.
     """
-    from bough.rewards import Verifier, from_backend
+    from bough.rewards import NAMED, Verifier, from_backend
 
+    if isinstance(source, str) and source in NAMED:
+        try:
+            return NAMED[source](**overrides)
+        except TypeError as error:
+            raise InvalidInput(f"reward {source!r} cannot be made from {sorted(overrides)}: {error}") from None
     if isinstance(source, (str, os.PathLike)):
         from bough.models.weights import read_json
 

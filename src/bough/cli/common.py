@@ -36,7 +36,8 @@ RewardOption = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="The process reward model. Default: the one that comes with the model, if there is any.",
+        help="The process reward model, or self-evaluation, perplexity, unit-tests or vote. Default: the one that "
+        "comes with the model, if there is any.",
     ),
 ]
 RewardParamOption = Annotated[
@@ -76,7 +77,10 @@ def identity(source: str) -> str:
     """A model's name with a fingerprint of its weights, so that results of other weights are not mistaken."""
     from bough import api
     from bough.bench import fingerprint
+    from bough.rewards import NAMED
 
+    if source in NAMED:
+        return source
     mark = fingerprint(api.resolve(source))
     return f"{source}@{mark}" if mark else source
 

@@ -170,10 +170,7 @@ class CodeFile(FileTask):
 
     def extract(self, text: str) -> str | None:
         """The code of a completion: what its code block has, or the text up to where the function is over."""
-        found = answers.code(text)
-        if found is None:
-            found = _body(text)
-        return found.strip("\n").rstrip() or None
+        return code_of(text)
 
     def is_complete(self, text: str) -> bool:
         """Whether a code block is closed, or the function that a completion goes on with is over."""
@@ -186,8 +183,7 @@ class CodeFile(FileTask):
         item, found = self.item(problem), self.extract(completion)
         if found is None:
             return None
-        # Code that defines the function stands below the setup (a redefinition wins); other code goes on with it.
-        return item.setup + ("\n" if item.setup and _defines(found, item) else "") + found + "\n"
+        return assemble(item.setup, found, item.entry_point)
 
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether the code passes all tests; takes as long as they do."""
@@ -195,9 +191,20 @@ class CodeFile(FileTask):
         return program is not None and run_tests(program, self.item(problem).tests).passed
 
 
-def _defines(code: str, item: Item) -> bool:
-    name = r"\w+" if item.entry_point is None else re.escape(item.entry_point)
-    return re.search(rf"^(?:async def|def|class) {name}\b|^{name}\s*=", code, re.MULTILINE) is not None
+def assemble(setup: str, code: str, entry_point: str | None) -> str:
+    """The program of a setup and a completion's code.
+
+    Code that defines the entry point stands below the setup (a redefinition wins); other code goes on where it ends.
+    """
+    name = r"\w+" if entry_point is None else re.escape(entry_point)
+    defines = re.search(rf"^(?:async def|def|class) {name}\b|^{name}\s*=", code, re.MULTILINE) is not None
+    return setup + ("\n" if setup and defines else "") + code + "\n"
+
+
+def code_of(text: str) -> str | None:
+    """The code of a completion: what its code block has, else the text up to where the function is over; or None."""
+    found = answers.code(text)
+    return (_body(text) if found is None else found).strip("\n").rstrip() or None
 
 
 def _body(text: str) -> str:
@@ -284,16 +291,16 @@ def _mbpp(record: Mapping[str, Any]) -> Item:
 
 
 def _own(record: Mapping[str, Any]) -> Item:
-    shared = {"solution": _optional(record, "solution"), "id": _optional(record, "id")}
+    solution, name = _optional(record, "solution"), _optional(record, "id")
     if "tests" not in record:
         if record.get("answer") is None:
             raise _Missing("field 'answer' is missing; add it, or 'tests' for code")
-        return Item(_text(record, "prompt"), _text(record, "answer"), **shared)
+        return Item(_text(record, "prompt"), _text(record, "answer"), solution, id=name)
     setup, entry = _optional(record, "setup"), _optional(record, "entry_point") or None
     if entry is not None and not entry.isidentifier():
         raise _Missing(f"field 'entry_point' is {entry!r}; it must be the name of a function")
     prompt = _text(record, "prompt")
-    return Item(prompt, "", tests=_statements(record, "tests"), setup=setup, entry_point=entry, **shared)
+    return Item(prompt, "", solution, _statements(record, "tests"), setup, entry, name)
 
 
 @dataclass(frozen=True)
@@ -413,12 +420,12 @@ def _records(path: Path, data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InvalidInput(f"{path}, line {line}, is not UTF-8 text; save it as UTF-8") from None
+        broken = data[: error.start].count(b"\n") + 1
+        raise InvalidInput(f"{path}, line {broken}, is not UTF-8 text; save it as UTF-8") from None
     if ".csv" in path.suffixes:
         reader = csv.DictReader(io.StringIO(text))
         for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+            yield reader.line_num, {field: value for field, value in row.items() if field is not None}
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

@@ -2,8 +2,8 @@
 
 What holds wherever it runs (POSIX): a new interpreter (isolated mode, no site-packages) with no environment, no
 stdin and no inherited descriptors, in an empty temporary folder that is deleted afterwards; limits on CPU time,
-memory, file size, open files and threads; a wall-clock limit after which the whole process group is killed; output cut
-off. A test counts as passed only if the run comes back from it with a secret that is new each time and not in the
+memory, file size, open files and threads; a wall-clock limit after which the whole process group is killed; output
+cut off. A test counts as passed only if the run comes back from it with a secret that is new each time and not in the
 process's memory before: leaving early (``sys.exit(0)``, ``os._exit(0)``) or printing what success looks like passes
 nothing. On Linux (x86-64, ARM64) the kernel refuses new processes. A limit on their number does not bind root, so
 where the kernel does not refuse them, root is refused.
