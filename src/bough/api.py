@@ -143,17 +143,24 @@ def load_reward(source: Source | Reward | Callable[[str], float], **overrides: A
 
     Args:
         source: a `Reward`; a callable that takes the text of a branch below the prompt and returns a finite
-            number, higher is better; or a process reward model, given as `load` takes it. How its scores are
-            read (a classification head, or the logits of tag tokens) follows from the checkpoint.
-        overrides: settings of the format, where the checkpoint leaves them open; see `bough.rewards`.
+            number, higher is better; "self-evaluation", "perplexity", "unit-tests" or "vote", which need no
+            checkpoint; or a process reward model, given as `load` takes it. How its scores are read (a
+            classification head, or the logits of tag tokens) follows from the checkpoint.
+        overrides: settings of the format, where the checkpoint leaves them open, or of the reward of that name; see
+            `bough.rewards`.
 
     Raises:
         InvalidInput: overrides were given for what is not a reward model.
         UnsupportedError: the checkpoint is not a reward model in a known format.
         CheckpointError, ConfigError: as `load`.
     """
-    from bough.rewards import Verifier, from_backend
+    from bough.rewards import NAMED, Verifier, from_backend
 
+    if isinstance(source, str) and source in NAMED:
+        try:
+            return NAMED[source](**overrides)
+        except TypeError as error:
+            raise InvalidInput(f"reward {source!r} cannot be made from {sorted(overrides)}: {error}") from None
     if isinstance(source, (str, os.PathLike)):
         from bough.models.weights import read_json
 
@@ -259,8 +266,8 @@ def solve(
         reward: what tells good answers from bad ones, as `load_reward` takes it. Default: for the embedded
             models, the process reward model that comes with them; else none, and only some strategies can do
             without.
-        task: where steps and answers end: a task, the name of one, or None for a problem's own task, and for
-            any other prompt free text (a step is a line).
+        task: where steps and answers end: a task, the name of one, a file of problems, or None for a problem's own
+            task, and for any other prompt free text (a step is a line).
         budget: limits on tokens, passes, reward calls and seconds; when one is hit, the best so far is the
             answer.
         models: others that a strategy may ask beside ``lm``, by the names that it calls them.
@@ -354,13 +361,18 @@ def default_reward(model: str) -> str | None:
 def _prompt_and_task(
     lm: Backend, prompt: Prompt, task: str | TaskLike | None
 ) -> tuple[str | Sequence[int] | Sequence[Mapping[str, Any]], TaskLike | None]:
-    from bough.tasks import Problem, Task
+    from bough.tasks import GeneratedTask, Problem, Task
 
+    aim = as_task(prompt.task if task is None and isinstance(prompt, Problem) else task)
     if isinstance(prompt, Problem):
-        return prompt.prompt, as_task(prompt.task if task is None else task)
-    aim = as_task(task)
+        chat = getattr(lm.tokenizer, "chat_template", None) is not None
+        return aim.prompt(prompt, chat) if isinstance(aim, Task) else prompt.prompt, aim
     # A problem ends in a newline. Without it a model would go on writing the problem, and solve another one.
-    if isinstance(prompt, str) and prompt.strip() and (isinstance(aim, Task) or lm.name.startswith("bough/")):
+    if (
+        isinstance(prompt, str)
+        and prompt.strip()
+        and (isinstance(aim, GeneratedTask) or lm.name.startswith("bough/"))
+    ):
         prompt = prompt if prompt.endswith("\n") else prompt + "\n"
     return prompt, aim
 

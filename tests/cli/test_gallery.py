@@ -40,7 +40,7 @@ def test_one_technique_shows_its_parameters_and_defaults(bough):
 
 def test_tasks_and_models_are_listed_too(bough):
     found = json.loads(bough("list", "--what", "all", "--json").stdout)
-    assert set(found) == {"techniques", "tasks", "models"}
+    assert set(found) == {"techniques", "tasks", "models", "rewards"}
     assert {"arithmetic", "countdown", "stories", "logic"} <= {row["name"] for row in found["tasks"]}
     assert all(row["example"] and row["levels"] for row in found["tasks"])
     assert all(row["name"].startswith("bough/") for row in found["models"])

@@ -22,7 +22,7 @@ from bough.core import (
     Strategy,
     run,
 )
-from bough.tasks import TASKS, Problem, Task
+from bough.tasks import Problem, Task, get_task
 
 _TOO_MANY_FAILURES = 20
 _AT_ONCE = 32  # where it is not known how full the passes are
@@ -107,7 +107,7 @@ async def evaluate_async(
     *,
     reward: str | Reward | None = None,
     results: Results | None = None,
-    tasks: Mapping[str, Task] = TASKS,
+    tasks: Mapping[str, Task] | None = None,
     concurrency: int | None = None,
     model: str | None = None,
     reward_model: str | None = None,
@@ -121,7 +121,7 @@ async def evaluate_async(
         todo: what to run, from `trials`.
         reward: for strategies that use one; default, the one that comes with the model.
         results: where to append each record as it is there; None keeps them in memory only.
-        tasks: the judges, by the name of the problems' task.
+        tasks: the judges, by the name of the problems' task; default, those of `bough.tasks`.
         concurrency: trials that run at once. Default: a few, and more for as long as the model's passes have room
             for them; at most two for each branch that a pass can draw.
         model: name of the model in the records; default, its own.
@@ -143,12 +143,14 @@ async def evaluate_async(
         raise InvalidInput(f"concurrency={concurrency} must be at least 1")
     # By identity: a third party's strategy may have fields that cannot be hashed.
     arms = {id(trial.arm): trial for trial in reversed(todo)}
+    names = {trial.problem.task for trial in todo}
+    known_tasks = {name: get_task(name) if tasks is None else tasks[name] for name in names}
     judges = {arm: reward_for(lm, trial.arm.strategy, reward) for arm, trial in arms.items()}
 
     def ready(trial: Trial) -> Prepared:
         return prepare(
-            lm, trial.problem.prompt, strategy=trial.arm.strategy, reward=judges[id(trial.arm)],
-            task=tasks[trial.problem.task], budget=trial.arm.budget, stop=trial.arm.stop,
+            lm, trial.problem, strategy=trial.arm.strategy, reward=judges[id(trial.arm)],
+            task=known_tasks[trial.problem.task], budget=trial.arm.budget, stop=trial.arm.stop,
             seed=trial.seed, trace=False,
         )  # fmt: skip
 
@@ -190,7 +192,9 @@ async def evaluate_async(
                 if len(failures) >= _TOO_MANY_FAILURES:
                     raise TrialsFailed(failures, len(done)) from error
                 continue
-            record = {**name_of(trial), **outcome(tasks[trial.problem.task], trial.problem, answer)}
+            # In a thread: a judge may have to run unit tests.
+            found = await asyncio.to_thread(outcome, known_tasks[trial.problem.task], trial.problem, answer)
+            record = {**name_of(trial), **found}
             if results is not None:
                 results.append(record)
             done[number] = record

@@ -52,7 +52,9 @@ def bench(
             + ".",
         ),
     ] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", "-t", help="A task, or all. Repeatable.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="A task, all, or a file of problems. Repeatable.")
+    ] = None,
     level: LevelOption = None,
     split: Annotated[str, typer.Option(help="test, validation or train; tune on validation.")] = "test",
     problems: Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems of each task.")] = 400,

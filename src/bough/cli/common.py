@@ -36,7 +36,8 @@ RewardOption = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="The process reward model. Default: the one that comes with the model, if there is any.",
+        help="The process reward model, or self-evaluation, perplexity, unit-tests or vote. Default: the one that "
+        "comes with the model, if there is any.",
     ),
 ]
 RewardParamOption = Annotated[
@@ -80,7 +81,10 @@ def identity(source: str) -> str:
     """A model's name with a fingerprint of its weights, so that results of other weights are not mistaken."""
     from bough import api
     from bough.bench import fingerprint
+    from bough.rewards import NAMED
 
+    if source in NAMED:
+        return source
     mark = fingerprint(api.resolve(source))
     return f"{source}@{mark}" if mark else source
 
@@ -114,19 +118,22 @@ def check_trace_file(path: Path) -> None:
 
 
 def chosen_tasks(names: Sequence[str]) -> list[Task]:
-    """The tasks of these names; "all" is every one."""
+    """The tasks of these names or files; "all" is every generated one."""
     from bough.core import InvalidInput
-    from bough.tasks import TASKS
+    from bough.tasks import TASKS, get_task
+    from bough.tasks.files import names_a_file
 
     wanted = list(TASKS) if "all" in names else list(dict.fromkeys(names))
     for name in wanted:
-        if name not in TASKS:
-            raise InvalidInput(f"there is no task {name!r}; there are {', '.join(TASKS)}, and all")
-    return [TASKS[name] for name in wanted]
+        if name not in TASKS and not names_a_file(name):
+            raise InvalidInput(f"there is no task {name!r}; there are {', '.join(TASKS)}, all, and files (own.jsonl)")
+    return [get_task(name) for name in wanted]
 
 
 def chosen_problems(task: Task, split: str, level: int | None, count: int, first: int = 0) -> list[Problem]:
-    """So many problems of a task, from the first on."""
+    """So many problems of a task, from the first on; fewer where a file has no more."""
+    if task.size is not None and first < task.size:
+        count = min(count, task.size - first)
     return [task.problem(split, index, level) for index in range(first, first + count)]
 
 

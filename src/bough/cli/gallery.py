@@ -12,14 +12,14 @@ from rich.table import Table
 
 from bough.cli.common import JsonOption, out, print_json, table
 
-KINDS = ("techniques", "tasks", "models")
+KINDS = ("techniques", "tasks", "models", "rewards")
 
 
 def gallery(
     name: Annotated[
         str | None, typer.Argument(metavar="[TECHNIQUE]", help="Show this one with its parameters.")
     ] = None,
-    what: Annotated[str, typer.Option(help="techniques, tasks, models or all.")] = "techniques",
+    what: Annotated[str, typer.Option(help="techniques, tasks, models, rewards or all.")] = "techniques",
     json: JsonOption = False,
 ) -> None:
     """The gallery: every technique, its paper, what it promises and what it needs.
@@ -31,7 +31,7 @@ def gallery(
 
         bough list
         bough list astar            one technique, with its parameters and their defaults
-        bough list --what all       the tasks and the embedded models too
+        bough list --what all       the tasks, embedded models and rewards too
     """
     from bough.core import InvalidInput
 
@@ -61,7 +61,7 @@ def _facts(kind: str, row: dict[str, Any]) -> str:
         return f"{row['family']} | {row['paper']} | {row['promise']} | needs {', '.join(row['needs'])}"
     if kind == "tasks":
         return f"levels {', '.join(map(str, row['levels']))}; default {row['default_level']}"
-    return str(row["size"])
+    return str(row["size"]) if kind == "models" else f"--reward {row['name']}"
 
 
 def _techniques() -> list[dict[str, Any]]:
@@ -109,7 +109,13 @@ def _models() -> list[dict[str, Any]]:
     ]
 
 
-_READERS = {"techniques": _techniques, "tasks": _tasks, "models": _models}
+def _rewards() -> list[dict[str, Any]]:
+    from bough.rewards import NAMED
+
+    return [{"name": name, "summary": _first_sentence(inspect.getmodule(made))} for name, made in NAMED.items()]
+
+
+_READERS = {"techniques": _techniques, "tasks": _tasks, "models": _models, "rewards": _rewards}
 
 
 def _first_sentence(documented: object) -> str:

@@ -54,7 +54,11 @@ def solve(
     reward_param: RewardParamOption = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Where steps and answers end, by a task's name. Default: free text, a step is a line."),
+        typer.Option(
+            metavar="TASK",
+            help="Where steps and answers end: a task's name, or a file of problems (own.jsonl, math:own.jsonl). "
+            "Default: free text, a step is a line.",
+        ),
     ] = None,
     problem: Annotated[
         int | None,
@@ -168,14 +172,21 @@ def _asked(prompt: str | None, task: str | None, problem: int | None, level: int
 
 
 def _as_prompt(lm: Backend, asked: str | Problem, task: str | None, chat: bool | None, system: str | None) -> Prompt:
-    if chat is None:
-        chat = system is not None or (
-            task is None and getattr(lm.tokenizer, "chat_template", None) is not None and isinstance(asked, str)
-        )
-    if not chat or not isinstance(asked, str):
-        return asked
-    instructions = [] if system is None else [{"role": "system", "content": system}]
-    return [*instructions, {"role": "user", "content": asked}]
+    if chat is None and system is not None:
+        chat = True
+    if chat is None and isinstance(asked, str):
+        chat = task is None and getattr(lm.tokenizer, "chat_template", None) is not None
+    if not isinstance(asked, str):
+        if chat is None:
+            return asked
+        (chosen,) = chosen_tasks([str(task)])
+        given = chosen.prompt(asked, chat)
+        messages = [{"role": "user", "content": given}] if chat and isinstance(given, str) else given
+    else:
+        messages = [{"role": "user", "content": asked}] if chat else asked
+    if system is None or isinstance(messages, str):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 class _Watch:

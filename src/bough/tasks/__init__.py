@@ -1,21 +1,46 @@
-"""Problems with checkable answers: generators with levels, disjoint splits and exact step-by-step judges."""
+"""Problems with checkable answers: generators with levels, splits and exact step-by-step judges, and files."""
 
 from bough.core.errors import InvalidInput
 
 from .arithmetic import Arithmetic
-from .base import SPLITS, Problem, Task
+from .base import SPLITS, GeneratedTask, Problem, Task
 from .countdown import Countdown
+from .files import FORMATS, AnswerFile, CodeFile, FileTask, names_a_file, split_format
+from .files import load as _load
 from .logic import Logic
 from .stories import Stories
 
-TASKS: dict[str, Task] = {task.name: task for task in (Arithmetic(), Countdown(), Stories(), Logic())}
+TASKS: dict[str, GeneratedTask] = {task.name: task for task in (Arithmetic(), Countdown(), Stories(), Logic())}
+
+# Those that were read from files, for a problem to find its task by name.
+_loaded: dict[str, FileTask] = {}
+
+
+def load(
+    path: str, *, format: str | None = None, instruction: str | None = None, step_stop: str | None = None
+) -> FileTask:
+    """The task in a file; see `bough.tasks.files.load`. Afterwards `get_task` knows it by its name."""
+    task = _load(path, format=format, instruction=instruction, step_stop=step_stop)
+    return _loaded.setdefault(task.name, task)
 
 
 def get_task(name: str) -> Task:
-    """The task with this name; InvalidInput names the choices."""
-    if name not in TASKS:
-        raise InvalidInput(f"unknown task {name!r}: choose from {', '.join(TASKS)}")
-    return TASKS[name]
+    """The task with this name, or in this file (``problems.jsonl``, ``math:problems.jsonl``).
+
+    Raises:
+        InvalidInput: there is none; the message names the choices.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if name in _loaded:
+        return _loaded[name]
+    if names_a_file(name):
+        format, path = split_format(name)
+        return load(path, format=format)
+    raise InvalidInput(f"unknown task {name!r}: choose from {', '.join(TASKS)}, or give a file (problems.jsonl)")
 
 
-__all__ = ["SPLITS", "TASKS", "Arithmetic", "Countdown", "Logic", "Problem", "Stories", "Task", "get_task"]
+__all__ = [
+    "FORMATS", "SPLITS", "TASKS", "AnswerFile", "Arithmetic", "CodeFile", "Countdown", "FileTask", "GeneratedTask",
+    "Logic", "Problem", "Stories", "Task", "get_task", "load",
+]  # fmt: skip

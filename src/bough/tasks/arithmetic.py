@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 import re
 
-from .base import DONE, Draw, Problem, Task, apply
+from .base import DONE, Draw, GeneratedTask, Problem, apply
 
 _LIMIT = 999
 _OPERATIONS = dict(enumerate((2, 3, 4, 5, 6, 8, 10, 12, 16), start=1))
 
 
-class Arithmetic(Task):
+class Arithmetic(GeneratedTask):
     """Levels are 2, 3, 4, 5, 6, 8, 10, 12 and 16 operations; every value stays within 0..999.
 
     A line is right when it is exactly the next operation with its right result.

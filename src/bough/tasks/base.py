@@ -1,4 +1,4 @@
-"""What a task is: problems drawn deterministically, and an exact judge of every line of a solution."""
+"""What a task is: problems with checkable answers; generated ones also have an exact judge of every line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _HELD_OUT = {0: "validation", 1: "test"}  # of 16 hash classes, two are held out
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the prompt (ends in a newline), the final answer, and one worked solution."""
+    """One problem: the prompt, the final answer, and one worked solution (empty where none is known).
+
+    ``level`` is None, and ``split`` "file", for a problem that was read from a file; ``id`` is its name there.
+    """
 
     task: str
-    level: int
+    level: int | None
     split: str
     index: int
     prompt: str
     answer: str
     solution: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,54 @@ class Draw:
 
 
 class Task(ABC):
-    """A family of problems whose solutions are written in steps, one per line.
+    """Problems with checkable answers.
+
+    Attributes:
+        name: what it is called on the command line and in records.
+        size: how many problems there are; None where there is no end of them.
+        step_stop: what ends a step.
+        answer_stop: what ends a solution; None where the model ends the text itself.
+    """
+
+    name: str
+    size: int | None = None
+    step_stop: str = "\n"
+    answer_stop: str | None = None
+
+    @abstractmethod
+    def problem(self, split: str, index: int, level: int | None = None) -> Problem:
+        """The problem with this index; the same arguments always give the same problem.
+
+        Raises InvalidInput for what there is not.
+        """
+
+    @abstractmethod
+    def extract(self, text: str) -> str | None:
+        """The final answer of a completion, or None if there is none."""
+
+    @abstractmethod
+    def is_complete(self, text: str) -> bool:
+        """Whether a completion is a whole solution although the text has not ended."""
+
+    @abstractmethod
+    def check(self, problem: Problem, completion: str) -> bool:
+        """Whether a completion solves the problem."""
+
+    def prompt(self, problem: Problem, chat: bool) -> str | list[dict[str, str]]:
+        """What a model is given: text, or messages where it has a chat template and the task wants it used."""
+        return problem.prompt
+
+
+class GeneratedTask(Task):
+    """A family of problems without end, whose solutions are written in steps, one per line.
 
     Every solution ends with the line `answer ...`. A solution is *right* when every one of its lines is: a
     lucky answer after a wrong line does not count. A problem belongs to a split by a hash of its key, so the
     three splits cannot overlap, whatever indices are drawn.
     """
 
-    name: ClassVar[str]
     levels: ClassVar[tuple[int, ...]]
     default_level: ClassVar[int]
-    step_stop: ClassVar[str] = "\n"
-    answer_stop: ClassVar[str | None] = None  # the model ends the text itself
 
     @abstractmethod
     def draw(self, rng: random.Random, level: int) -> Draw:

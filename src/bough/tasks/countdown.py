@@ -11,14 +11,14 @@ from collections import Counter
 from functools import lru_cache
 from itertools import combinations
 
-from .base import DONE, Draw, Problem, Task, apply, is_number
+from .base import DONE, Draw, GeneratedTask, Problem, apply, is_number
 
 _LINE = re.compile(r"(\d+)([-+*])(\d+)=(\d+) left (\d+(?: \d+)*)", re.ASCII)
 _LEVELS = {1: (3, 9), 2: (3, 20), 3: (4, 9), 4: (4, 20), 5: (5, 9), 6: (5, 20)}  # how many, how large
 _LIMIT = 99
 
 
-class Countdown(Task):
+class Countdown(GeneratedTask):
     """Levels 1 to 6 have 3, 3, 4, 4, 5, 5 numbers, up to 9 at odd levels and up to 20 at even ones.
 
     Operations are + - * with positive results. A line is right when its operation is on two of the numbers

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bough.core.errors import InvalidInput
 
-from .base import DONE, Draw, Problem, Task
+from .base import DONE, Draw, GeneratedTask, Problem
 
 NAMES = ["Tom", "Mia", "Ben", "Zoe", "Max", "Eva", "Sam", "Lea", "Jim", "Amy"]
 PROPERTIES = [
@@ -80,7 +80,7 @@ _LEVELS = {
 }
 
 
-class Logic(Task):
+class Logic(GeneratedTask):
     """Levels 1 to 6 have longer chains and more dead ends; the three answers are equally likely.
 
     A derivation is one chain: its first line starts from a fact about the one asked about, and every further

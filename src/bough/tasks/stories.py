@@ -11,7 +11,7 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from .base import DONE, Draw, Problem, Task, apply
+from .base import DONE, Draw, GeneratedTask, Problem, apply
 
 NAMES = tuple(
     [
@@ -83,7 +83,7 @@ class _Quantity:
     needs: list[_Quantity] = field(default_factory=list)
 
 
-class Stories(Task):
+class Stories(GeneratedTask):
     """Levels 1 to 6 need 1, 2, 3, 4, 5-6 and 7-8 steps, with more people and asides.
 
     A line is right when it works out a quantity that the worked solution needs, from the right two numbers
