@@ -37,7 +37,7 @@ N = 32  # texts of each kind
 AS_MANY = 10  # samples of the error that is matched
 _HORIZON = 256
 _UNDER_WAY = 8  # problems
-_RESULT = re.compile(r"(?:^|\n|[a-z] )(\d{1,4})([-+*/])(\d{1,4})=(\d*)$")
+_RESULT = re.compile(r"(?:^|\n|[a-z] )(\d{1,4})([-+*/])(\d{1,4})=(\d*)\Z")
 
 Ids = Callable[[str], int]
 
@@ -62,8 +62,8 @@ def _slip(ids: Ids, problem: Problem) -> Outcome:
             value = str(apply(int(match[1]), match[2], int(match[3])))
         except ValueError:
             return ()
-        if not value.startswith(match[4]):
-            return ()
+        if not value.isdigit() or not value.startswith(match[4]):
+            return ()  # nothing that a result could say here is right
         due = value[len(match[4]) :][:1]
         return [token for digit, token in digits.items() if digit != due]
 
@@ -79,7 +79,7 @@ def _first_digit_is_wrong(ids: Ids, problem: Problem) -> Outcome:
 def _three_digits(ids: Ids, problem: Problem) -> Outcome:
     """An answer of 100 or more."""
     digits = list(map(ids, "0123456789"))
-    return Outcome(lambda text: digits if re.search(r"answer \d\d$", text) else (), max_tokens=_HORIZON)
+    return Outcome(lambda text: digits if re.search(r"answer \d\d\Z", text) else (), max_tokens=_HORIZON)
 
 
 OUTCOMES: dict[str, dict[str, Callable[[Ids, Problem], Outcome]]] = {

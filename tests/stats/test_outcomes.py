@@ -134,6 +134,12 @@ def test_estimates_are_the_same_on_an_engine_as_from_its_whole_distributions() -
             np.testing.assert_allclose(hazards, [row[A] + row[B] for row in rows], atol=1e-5)
 
 
+def test_an_outcome_that_no_text_comes_near_has_no_hazard() -> None:
+    root = ToyBackend().branch("ab?")
+    estimate = run(Reach(n=3)(root, Outcome(lambda text: {B} if len(text) > 20 else ())))
+    assert estimate.values.tolist() == [0, 0, 0]
+
+
 def test_spontaneity_is_one_where_every_text_runs_the_same_risk_and_zero_where_the_text_decides() -> None:
     assert spontaneity(np.full(4, 0.3)) == 1
     assert spontaneity(np.array([0.0, 1.0, 1.0, 0.0])) == 0

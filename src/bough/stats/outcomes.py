@@ -105,18 +105,19 @@ class Outcome:
 
     async def hazards(self, prompt: Branch, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The probability of the event at each position of each text: float64 ``[tokens]``, from one pass."""
-        events = [self.events(prompt, text) for text in texts]
+        different = list(dict.fromkeys(map(tuple, texts)))
+        events = [self.events(prompt, text) for text in different]
         others = sorted(frozenset().union(*(event for row in events for event in row)))
-        scores = await prompt.score(texts, others=others)
+        scores = await prompt.score(different, others=others)
         column = {token: index for index, token in enumerate(others, start=1)}
-        found = []
-        for rows, row_events in zip(scores, events, strict=True):
-            chances = np.exp(rows.astype(np.float64))
+        found = {}
+        for text, rows, row_events in zip(different, scores, events, strict=True):
+            chances = np.exp(rows.reshape(len(text), -1).astype(np.float64))
             sums = [
                 chances[t, [column[token] for token in sorted(event)]].sum() for t, event in enumerate(row_events)
             ]
-            found.append(np.minimum(sums, 1.0))
-        return found
+            found[text] = np.minimum(sums, 1.0)
+        return [found[tuple(text)] for text in texts]
 
 
 @dataclass(frozen=True)

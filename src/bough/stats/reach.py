@@ -26,8 +26,9 @@ Never worse than SCOPE: given the text, position t is reached with probability p
     E[ h_1 + ... + h_T | the text ] = sum over t of h_t prod over s < t of (1 - h_s) = R        (the sum telescopes).
 
 What is gained is E[R (1 - R)], the part of the outcome's variance P (1 - P) that the text leaves open: its share is
-the outcome's *spontaneity* here. At 0 the text decides (h is 1 somewhere or 0 everywhere), and REACH is counting; at 1
-every text runs the same risk, and a single one tells it. A value of REACH is worth 1 / (1 - spontaneity) counted texts.
+the outcome's *spontaneity* here. At 0 the text decides (h is 1 somewhere or 0 everywhere) and REACH is counting; at
+1 every text runs the same risk, and a single one tells it. One value of REACH is worth 1 / (1 - spontaneity) counted
+texts.
 """
 
 from __future__ import annotations
