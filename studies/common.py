@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from samples import SCRATCH, TASKS, Samples, load_samples
 
 import bough
 from bough.bench.stats import accuracy
@@ -33,16 +34,53 @@ def embedded(model: str = "bough/nano", reward: str = "bough/nano-prm") -> Itera
 
 
 def arguments(
-    doc: str | None, name: str, tasks: Sequence[str], problems: int = 400, seeds: int = 3
+    doc: str | None,
+    name: str,
+    tasks: Sequence[str] = TASKS,
+    problems: int = 400,
+    seeds: int = 3,
+    banked: bool = False,
 ) -> argparse.ArgumentParser:
-    """The options that every study has."""
+    """The options that every study has; and where the bank of samples is, or finished parts are, if it uses them."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(tasks))
     parser.add_argument("--problems", type=int, default=problems)
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--out", type=Path, default=RESULTS / name)
-    parser.add_argument("--scratch", type=Path, default=BUILD / name)
+    if banked:
+        parser.add_argument("--folder", type=Path, default=SCRATCH, help="where studies/samples.py keeps its samples")
+    if scratch:
+        parser.add_argument("--scratch", type=Path, default=BUILD / name)
     return parser
+
+
+def bank(task: str, split: str, seeds: int, folder: Path, problems: int) -> list[Samples]:
+    """What `studies/samples.py` has drawn of the first problems, one entry per seed.
+
+    Raises:
+        SystemExit: it has not been drawn, or not as many problems.
+    """
+    found = []
+    for seed in range(seeds):
+        if not (folder / f"{task}-{split}-{seed}.npz").exists():
+            raise SystemExit(f"{folder} has no {task}-{split}-{seed}; run python studies/samples.py first")
+        whole = load_samples(task, split, seed, folder)
+        if len(whole.right) < problems:
+            raise SystemExit(
+                f"{folder} has {len(whole.right)} problems of {task}; give --problems {len(whole.right)}"
+            )
+        found.append(Samples(**{name: array[:problems] for name, array in vars(whole).items()}))
+    return found
+
+
+def joined(samples: Sequence[Samples], name: str) -> np.ndarray:
+    """One array of all seeds' samples: ``[problems, seeds * n]``."""
+    return np.concatenate([getattr(one, name) for one in samples], axis=1)
+
+
+def trials(per_seed: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Problem and outcome of every trial, from one array ``[problems]`` per seed."""
+    return np.concatenate([np.arange(len(one)) for one in per_seed]), np.concatenate(list(per_seed))
 
 
 def share(problems: Any, right: Any) -> Row:
@@ -63,7 +101,8 @@ def interval(statistic: Any, *per_problem: np.ndarray, resamples: int = 2_000, s
     rng, count = np.random.default_rng(seed), len(per_problem[0])
     draws = (rng.integers(count, size=count) for _ in range(resamples))
     found = [statistic(*(array[chosen] for array in per_problem)) for chosen in draws]
-    low, high = np.nanquantile(found, [0.025, 0.975])
+    kept = np.array(found)[np.isfinite(found)]
+    low, high = np.quantile(kept, [0.025, 0.975]) if len(kept) else (np.nan, np.nan)
     estimate = statistic(*per_problem)
     return {"estimate": round(float(estimate), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
