@@ -37,9 +37,11 @@ def arguments(
     doc: str | None,
     name: str,
     tasks: Sequence[str] = TASKS,
+    *,
     problems: int = 400,
     seeds: int = 3,
     banked: bool = False,
+    scratch: bool = True,
 ) -> argparse.ArgumentParser:
     """The options that every study has; and where the bank of samples is, or finished parts are, if it uses them."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -8,8 +8,9 @@ Verifiers are the process reward above a threshold, and the truth with coin toss
 probability f and rejects a right one with probability m. The table has, by k, the share of problems answered right
 and wrong, with intervals over problems, beside what the closed forms of `bough.stats.verifier_limits` say of each
 problem's own p, f and m (from all its samples), and what no number of samples passes: the limit of the share answered
-right, and the bound of the precision, both means over problems, the latter over those with any accepted sample. The utility is 1 for a right answer, minus the cost for a wrong
-one, 0 for none; the number of samples with the highest is found on validation and on test problems.
+right, and the bound of the precision, both means over problems, the latter over those with any accepted sample. The
+utility is 1 for a right answer, minus the cost for a wrong one, 0 for none; the number of samples with the highest is
+found on validation and on test problems.
 
 Also: the correlation, over problems, of the accuracy of a single sample with the verifier's false positive rate (over
 problems with at least 10 wrong samples). Results go to `studies/results/verifier_flaws.{json,csv,svg}`.
