@@ -112,11 +112,20 @@ def interval(statistic: Any, *per_problem: np.ndarray, resamples: int = 2_000, s
 def write(out: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """The summary as JSON and the rows as CSV, under one name."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(_plain(summary), indent=1) + "\n")
     with out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it; what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def show(rows: Sequence[Row]) -> None:
