@@ -11,8 +11,8 @@ is likelier per token. A method and size is on the Pareto front if nothing is as
 
 Features (length in tokens, steps, log-probabilities) are compared between right and wrong solutions of the same
 problem: the probability that a right one has the higher value (AUC), and the difference of the means over the
-standard deviation within problems (d), with intervals from a bootstrap over problems. The weights of the last vote are
-those of a logistic regression within problems, fitted on validation samples.
+standard deviation within problems (d), with intervals from a bootstrap over problems. The weights of the last vote
+are those of a logistic regression within problems, fitted on validation samples.
 
 Results go to `studies/results/verifier_free.{json,csv,svg}`.
 
