@@ -1,14 +1,14 @@
 """What is there when a run is cut short, and when the problem changes under way.
 
-    python studies/interruption.py                              # about 20 minutes on 2 cores
+    python studies/interruption.py                              # about 35 minutes on 2 cores
     python studies/interruption.py --problems 20 --seeds 1      # a quick look
 
 Interruptions. Each method runs to its end, and again under budgets of 10 ... 90 % of the tokens that this took, which
 cut it in the middle of a generation; the answer is its best so far. Best-of-16 stands here twice: with all of its
 solutions under way at once, which is how it is fastest, and one after the other. "One sample, told to answer" is a
-single solution that is cut at those shares, whereupon `answer ` is written for it and it says its answer; it counts as
-right by that answer alone (not on countdown, whose answer stands in the problem), everything else by all of its lines.
-Of all cut runs:
+single solution that is cut at those shares, whereupon `answer ` is written for it and it says its answer. It counts as
+right by that answer alone (not on countdown, whose answer stands in the problem), the rest by all of their lines. Of
+all cut runs:
 
 - *leakage*: what stands where the answer should be is reasoning, without an answer line;
 - *panic*: an answer is given, and it is wrong, though the whole run's is right;

@@ -1,7 +1,7 @@
 """What one greedy sample hides: its verdict beside the distribution that it stands for.
 
     python studies/samples.py               # the bank of samples, about an hour on 2 cores; once for all studies
-    python studies/one_sample.py            # about 10 minutes on 2 cores
+    python studies/one_sample.py            # about 5 minutes on 2 cores
 
 Per problem, the greedy answer's verdict, and the probability p that a sample is right, from the bank (64 samples
 under each of 3 seeds). The first table has, by task: how often greedy decoding and a sample are right; of the

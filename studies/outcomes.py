@@ -1,6 +1,6 @@
 """How many counted samples 10 of SCOPE or REACH are worth, by outcome.
 
-    python studies/outcomes.py                                  # about 40 minutes on 2 cores
+    python studies/outcomes.py                                  # about 45 minutes on 2 cores
     python studies/outcomes.py --problems 20 --seeds 1          # a quick look
     python studies/outcomes.py --split validation               # where the outcomes were chosen
 

@@ -1,6 +1,6 @@
 """The tricks that are rarely reported: temperature, top-p and the kind of reward, for every method.
 
-    python studies/tricks.py                              # about a quarter of an hour on 2 cores
+    python studies/tricks.py                              # about 20 minutes on 2 cores
     python studies/tricks.py --problems 10 --seeds 1      # a quick look
 
 Best-of-16, the majority of 16, the reward-weighted vote of 16, beam search, A* and the particle filter, under four
@@ -46,7 +46,7 @@ N = 16
 SEARCHES = {"beam 4 x 4": BeamSearch(), "A*": AStar(), f"particle filter {N}": ParticleFilter(n=N)}
 REWARDS = (*get_args(Aggregate), "likelihood", "truth")
 _MAX_TOKENS = BestOfN().max_tokens
-_UNDER_WAY = 16  # problems
+_UNDER_WAY = 32  # problems
 
 
 def likelihood(branch: Branch) -> float:
@@ -131,14 +131,16 @@ def summarise(rows: list[Row]) -> list[Row]:
         groups[setting][row["index"], row["seed"]] = row
     table = []
     for (task, method, *setting), mine in groups.items():
-        usual = groups[task, method, *DEFAULT]
+        reward, temperature, top_p = setting
+        usual = groups[(task, method, *DEFAULT)]
         problems = [index for index, _ in mine]
         right = [float(row["right"]) for row in mine.values()]
         gain = paired_bootstrap(problems, right, [float(usual[trial]["right"]) for trial in mine], resamples=2_000)
         table.append(
             {
-                "task": task, "method": method, "reward": setting[0], "temperature": setting[1], "top_p": setting[2],
-                **share(problems, right), "tokens": round(float(np.mean([row["tokens"] for row in mine.values()])), 1),
+                "task": task, "method": method, "reward": reward, "temperature": temperature, "top_p": top_p,
+                **share(problems, right),
+                "tokens": round(float(np.mean([row["tokens"] for row in mine.values()])), 1),
                 "less default": round(gain.estimate, 4), "gain_low": round(gain.low, 4),
                 "gain_high": round(gain.high, 4),
             }

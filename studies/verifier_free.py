@@ -1,7 +1,7 @@
 """What can be had without a verifier: quality against generated tokens, and what marks a right solution.
 
     python studies/samples.py               # the bank of samples, about an hour on 2 cores; once for all studies
-    python studies/verifier_free.py         # about 15 minutes on 2 cores
+    python studies/verifier_free.py         # about 10 minutes on 2 cores
 
 Methods, each with n = 1 ... 64 solutions: the majority's answer; the solution of highest log-probability, whole or
 per token, or whose least likely token is the likeliest (best-of-N by likelihood); votes weighted by the probability
