@@ -6,9 +6,9 @@
 Interruptions. Each method runs to its end, and again under budgets of 10 ... 90 % of the tokens that this took, which
 cut it in the middle of a generation; the answer is its best so far. Best-of-16 stands here twice: with all of its
 solutions under way at once, which is how it is fastest, and one after the other. "One sample, told to answer" is a
-single solution that is cut at those shares, whereupon `answer ` is written for it and it says its answer. It counts as
-right by that answer alone (not on countdown, whose answer stands in the problem), the rest by all of their lines. Of
-all cut runs:
+single solution that is cut at those shares, whereupon `answer ` is written for it and it says its answer. That counts
+as right by the answer alone (not on countdown, whose answer stands in the problem), the rest by all of their lines.
+Of all cut runs:
 
 - *leakage*: what stands where the answer should be is reasoning, without an answer line;
 - *panic*: an answer is given, and it is wrong, though the whole run's is right;

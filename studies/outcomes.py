@@ -144,7 +144,7 @@ def part(task: str, name: str, split: str, seed: int, count: int) -> list[Row]:
 
 def worth(counting: np.ndarray, other: np.ndarray) -> float:
     """How many counted samples have the error of 10 of the other kind, from variances per problem."""
-    return AS_MANY * counting.sum() / other.sum() if other.sum() > 0 else np.nan
+    return AS_MANY * counting.sum() / other.sum() if other.sum() > 1e-12 else np.nan  # no error at all
 
 
 def summarise(task: str, name: str, seeds: list[list[Row]]) -> Row:
@@ -154,14 +154,13 @@ def summarise(task: str, name: str, seeds: list[list[Row]]) -> Row:
     }
     pooled = {what: np.concatenate(list(array), axis=1) for what, array in values.items()}  # [problems, seeds * N]
     variance = {what: array.var(axis=1, ddof=1) for what, array in pooled.items()}
-    # What counting's variance is estimated from, REACH knows better: P (1 - P) = E[R (1 - R)] + Var(R).
     reach = pooled["reach"]
-    variance["counting"] = (reach * (1 - reach)).mean(axis=1) + variance["reach"]
+    left_open = float((reach * (1 - reach)).mean(axis=1).sum())
     bias = pooled["scope"].mean(axis=1) - reach.mean(axis=1), pooled["counting"].mean(axis=1) - reach.mean(axis=1)
     tokens = [sum(row[what] for rows in seeds for row in rows) for what in ("tokens", "reach_tokens")]
     found: Row = {
         "task": task, "outcome": name, "problems": len(reach), "probability": round(float(reach.mean()), 4),
-        "spontaneity": round(1 - float(variance["reach"].sum() / variance["counting"].sum()), 3),
+        "spontaneity": round(left_open / (left_open + float(variance["reach"].sum())), 3),
     }  # fmt: skip
     for what in ("scope", "reach"):
         gain = interval(worth, variance["counting"], variance[what])
