@@ -247,9 +247,14 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 
 def transformed(probabilities: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """The distribution that is sampled from; only temperature and top-p are known here."""
-    if sampling.top_k or sampling.min_p or sampling.repetition_penalty != 1 or sampling.logit_bias:
-        raise InvalidInput(f"the toy backend knows temperature and top-p only, not {sampling}")
+    """The distribution that is sampled from; only logit bias, temperature and top-p are known here."""
+    if sampling.top_k or sampling.min_p or sampling.repetition_penalty != 1:
+        raise InvalidInput(f"the toy backend knows logit bias, temperature and top-p only, not {sampling}")
+    if sampling.logit_bias:
+        logits = _log(probabilities)
+        logits[list(sampling.logit_bias)] += list(sampling.logit_bias.values())
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
     if sampling.temperature == 0:
         return np.eye(len(probabilities))[int(np.argmax(probabilities))]
     tempered = probabilities ** (1 / sampling.temperature)

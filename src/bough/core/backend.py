@@ -195,9 +195,11 @@ class Backend(ABC):
         """`Branch.sample` from synchronous code."""
         return run(branch.sample(n, **options))
 
-    def score(self, branch: Branch, continuations: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
+    def score(
+        self, branch: Branch, continuations: Sequence[str | Sequence[int]], others: Sequence[int] = ()
+    ) -> list[np.ndarray]:
         """`Branch.score` from synchronous code."""
-        return run(branch.score(continuations))
+        return run(branch.score(continuations, others))
 
     def next_token(self, branch: Branch) -> np.ndarray:
         """`Branch.next_token` from synchronous code."""

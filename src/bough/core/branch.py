@@ -257,11 +257,17 @@ class Branch:
         finally:
             future.cancel()
 
-    async def score(self, continuations: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
+    async def score(
+        self, continuations: Sequence[str | Sequence[int]], others: Sequence[int] = ()
+    ) -> list[np.ndarray]:
         """Log-probabilities of each continuation's tokens given this branch, in one pass.
 
+        Args:
+            continuations: texts or token ids.
+            others: token ids to compare with at every place.
+
         Returns:
-            One float32 array ``[tokens]`` per continuation.
+            One float32 array ``[tokens]`` per continuation; with ``others``, ``[tokens, 1 + others]``.
         """
         tokens = [
             self.backend.encode(text) if isinstance(text, str) else self.backend.check_tokens(text)
@@ -270,7 +276,7 @@ class Branch:
         for given, ids in zip(continuations, tokens, strict=True):
             if not ids:
                 raise InvalidInput(f"continuation {given!r} has no tokens to score; leave it out")
-        return await self.backend.submit_score(self, tokens)
+        return await self.backend.submit_score(self, tokens, self.backend.check_tokens(others))
 
     async def next_token(self) -> np.ndarray:
         """The model's whole next-token distribution: log-probabilities, float32 ``[V]``."""
