@@ -10,6 +10,7 @@ For example, A* under a budget against best-of-16, on 400 problems under 3 seeds
     >>> write_summary(results.records, Path("out"))
 """
 
+from bough.bench.architectures import search_architectures
 from bough.bench.evaluate import Arm, Trial, TrialsFailed, evaluate, evaluate_async, trials
 from bough.bench.files import write_summary
 from bough.bench.overview import Overview, overview
@@ -34,7 +35,7 @@ from bough.bench.tune import Rival, Round, Tuned, tune, tune_async
 __all__ = [
     "Arm", "Cell", "Comparison", "Interval", "Overview", "Pair", "Record", "Results", "Rival", "Round", "Sole",
     "Standing", "Trial", "TrialsFailed", "Tuned", "accuracy", "by_setting", "candidates", "cells", "compare",
-    "comparisons", "confidence_sequence", "evaluate", "evaluate_async", "fingerprint", "front", "holm", "overview",
-    "paired_bootstrap", "pairs", "plot", "report", "sign_flip_test", "sole", "space", "standings", "title", "trials",
-    "tune", "tune_async", "wilson", "write_summary",
+    "comparisons", "confidence_sequence", "evaluate", "evaluate_async", "fingerprint", "front", "holm",
+    "overview", "paired_bootstrap", "pairs", "plot", "report", "search_architectures", "sign_flip_test", "sole",
+    "space", "standings", "title", "trials", "tune", "tune_async", "wilson", "write_summary",
 ]  # fmt: skip

@@ -50,6 +50,14 @@ def tune(
             "Repeatable. Default: everything in the gallery that runs here.",
         ),
     ] = None,
+    architectures: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Try N architectures of archon first, found by Bayesian optimisation; the best 8 compete.",
+        ),
+    ] = 0,
     budget_tokens: Annotated[int | None, typer.Option(help="At most so many generated tokens a problem.")] = None,
     budget_passes: Annotated[int | None, typer.Option(help="At most so many forward passes.")] = None,
     budget_reward_calls: Annotated[int | None, typer.Option(help="At most so many branches judged.")] = None,
@@ -106,17 +114,28 @@ def tune(
             judge = load_reward(reward, reward_param)
         named = reward or api.default_reward(lm.name)
         asked = "".join(f" {param}" for param in reward_param or ())
+        names: dict[str, Any] = {
+            "model": " ".join(filter(None, (identity(model), dtype, weights))),
+            "reward_model": None if named is None else identity(named) + asked,
+        }
         with progress(TimeRemainingColumn()) as bar:
             line = bar.add_task("tune", total=None)
+
+            def show(done: int, planned: int, words: str) -> None:
+                bar.update(line, completed=done, total=planned, description=words)
+
             try:
+                if architectures:
+                    found = bench.search_architectures(
+                        lm, aim, budget, count=architectures, reward=judge, split=split, level=level, seed=seed,
+                        results=results, on_progress=lambda done, count, best: show(done, count, f"layers: {best}"),
+                        **names,
+                    )  # fmt: skip
+                    chosen = [*chosen, *(strategy for strategy, _ in found)]
                 tuned = bench.tune(
                     lm, aim, budget, strategies=chosen, reward=judge, problems=problems, fresh=fresh, eta=eta,
                     first=first, split=split, level=level, seed=seed, concurrency=concurrency, results=results,
-                    model=" ".join(filter(None, (identity(model), dtype, weights))),
-                    reward_model=None if named is None else identity(named) + asked,
-                    on_progress=lambda done, planned, words: bar.update(
-                        line, completed=done, total=planned, description=words
-                    ),
+                    on_progress=show, **names,
                 )  # fmt: skip
             except KeyboardInterrupt:
                 err.print(
