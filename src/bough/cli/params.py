@@ -81,8 +81,13 @@ def _signature(known: Mapping[str, Field[Any]]) -> str:
     return ", ".join(f"{name}={field.default}" for name, field in known.items()) or "none"
 
 
+def written(value: Any) -> str:
+    """A hyper-parameter as the command line takes it."""
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _value(what: str, text: str, hint: Any) -> Any:
-    """``text`` as a value of a field's type.
+    """``text`` as a value of a field's type; the parts of a tuple are joined by "+".
 
     Raises:
         InvalidInput: it is not one; the message says what is.
@@ -103,6 +108,8 @@ def _value(what: str, text: str, hint: Any) -> Any:
             if text == str(option):
                 return option
         raise InvalidInput(f"{what} is {text!r}; it can be {', '.join(map(str, options))}")
+    if origin is tuple and options[1:] == (...,):
+        return tuple(_value(what, part.strip(), options[0]) for part in text.split("+"))
     if hint is bool:
         if text.lower() in _TRUE + _FALSE:
             return text.lower() in _TRUE

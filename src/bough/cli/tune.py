@@ -30,6 +30,7 @@ from bough.cli.common import (
     progress,
     table,
 )
+from bough.cli.params import written
 
 if TYPE_CHECKING:
     from bough.bench import Tuned
@@ -159,7 +160,9 @@ def _settings(strategy: Strategy) -> dict[str, Any]:
 
 
 def _name(strategy: Strategy) -> str:
-    return " ".join([strategy.info.name, *(f"{name}={value}" for name, value in _settings(strategy).items())])
+    return " ".join(
+        [strategy.info.name, *(f"{name}={written(value)}" for name, value in _settings(strategy).items())]
+    )
 
 
 def _command(tuned: Tuned, task: str, level: int | None, model: str) -> str:
@@ -170,7 +173,7 @@ def _command(tuned: Tuned, task: str, level: int | None, model: str) -> str:
     if level is not None:
         words += ["--level", str(level)]
     for name, value in _settings(tuned.strategy).items():
-        words += ["--param", f"{name}={value}"]
+        words += ["--param", f"{name}={written(value)}"]
     for name, limit in vars(tuned.budget).items():
         if limit is not None:
             words += [f"--budget-{name.replace('_', '-')}", f"{limit}"]

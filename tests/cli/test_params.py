@@ -1,0 +1,22 @@
+"""Hyper-parameters on the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from bough.cli.params import make_strategies, make_strategy, written
+from bough.core import InvalidInput
+
+
+def test_a_tuple_is_its_parts_joined_by_plus_signs() -> None:
+    layers = ("generate:4", "reward:2", "vote:1")
+    one = make_strategy("archon", ["layers=generate:4+reward:2+vote:1"])
+    assert one.describe()["layers"] == layers
+    assert make_strategy("archon", [f"layers={written(layers)}"]) == one
+    several = make_strategies("archon:layers=generate:4+vote:1/generate:8+vote:1,max_tokens=50")
+    assert [s.describe()["layers"][0] for s in several] == ["generate:4", "generate:8"]
+
+
+def test_a_tuple_of_something_else_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no layer 'nonsense'"):
+        make_strategy("archon", ["layers=generate:4+nonsense"])
