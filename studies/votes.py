@@ -210,6 +210,7 @@ def counts_of(bank: Samples, rule: StoppingRule) -> list[int]:
 TARGETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 RULES: dict[str, tuple[Callable[[Samples, Sequence[int]], np.ndarray], list[StoppingRule]]] = {
     "optscale": (best_of, [OptScale(t, c) for t in TARGETS for c in (0.8, 0.95)]),
+    "optscale giving up": (best_of, [OptScale(t, give_up=g) for t in TARGETS for g in (0.05, 0.1, 0.2, 0.3, 0.5)]),
     "optscale reached=False": (best_of, [OptScale(t, c, reached=False) for t in TARGETS for c in (0.5, 0.8, 0.95)]),
     "score-threshold": (best_of, [ScoreThreshold(t) for t in TARGETS]),
     "patience": (best_of, [Patience(k) for k in (1, 2, 3, 4, 6, 8)]),
@@ -220,7 +221,8 @@ RULES: dict[str, tuple[Callable[[Samples, Sequence[int]], np.ndarray], list[Stop
 
 def stopping(test: Sequence[Samples], validation: Samples) -> dict[str, Any]:
     """Each rule's cheapest setting by validation, on the test problems against 16 samples."""
-    problems, found = problem_of(test), {}
+    problems = problem_of(test)
+    found: dict[str, Any] = {"oracles": oracles(test)}
     for name, (choose, rules) in RULES.items():
         full = choose(validation, [FIXED] * len(validation.answer)).mean()
         tried = [(float(np.mean(c)), i) for i, c in enumerate(counts_of(validation, rule) for rule in rules)]
@@ -254,6 +256,17 @@ def stopping(test: Sequence[Samples], validation: Samples) -> dict[str, Any]:
             "share of tokens": paired_bootstrap(problems, tokens, whole, "ratio").to_dict(),
         }
     return found
+
+
+def oracles(test: Sequence[Samples]) -> dict[str, float]:
+    """Samples that one would need who knew what is right, with 16 for a problem that none of its 16 solves."""
+    first = np.concatenate([np.where(b.right[:, :FIXED].any(1), b.right.argmax(1) + 1, FIXED) for b in test])
+    solved = np.concatenate([bank.right[:, :FIXED].any(1) for bank in test])
+    return {
+        "first that is right, else 16": float(first.mean()),
+        "first that is right, else 1": float(np.where(solved, first, 1).mean()),
+        "solved by 16": float(solved.mean()),
+    }
 
 
 def problem_of(banks: Sequence[Samples]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,14 @@ def test_the_far_tail_is_neither_zero_nor_everything() -> None:
     )
     assert samples_needed(-1.0, 0.05, 0.9, 0.95) > 1e100
     assert samples_needed(2.0, 0.005, 0.9, 0.95) == 1
+
+
+def test_the_bound_is_a_number_wherever_an_estimate_may_lie() -> None:
+    for mu in np.linspace(-1, 2, 40):
+        needed = [samples_needed(mu, sigma, 0.9, 0.95) for sigma in np.geomspace(0.005, 2, 40)]
+        assert all(number >= 1 for number in needed)
+        if mu <= 0.5:
+            assert needed == sorted(needed, reverse=True), "the more they vary, the sooner one is high"
 
 
 def test_estimates_are_those_of_greatest_likelihood() -> None:
@@ -104,6 +113,11 @@ def test_what_reaches_the_target_is_enough_and_what_is_hopeless_goes_on() -> Non
     assert low.stops_at([Solution("x", 0.1), Solution(None)] * 32) == 64
     with pytest.raises(RewardError, match=r"1\.5"):
         rule([Solution("x", 1.5)])
+    given_up = dataclasses.replace(low, give_up=0.05)
+    assert given_up.stops_at([Solution("x", 0.1)] * 64) == 3
+    assert given_up([Solution("x", 0.1)] * 3 + [Solution("x", 0.89)]) is not None
+    likely = OptScale(0.9, mean=0.8, mean_spread=0.1, deviation=0.2, deviation_spread=0.1, give_up=0.05)
+    assert likely.stops_at([Solution("x", 0.7)] * 5) == 5
     answer, _ = run(execute(BestOfN(n=32), ToyBackend(), stop=OptScale(0.9, parallel=1)))
     assert answer.stopped_by is not None and "optscale" in answer.stopped_by
 

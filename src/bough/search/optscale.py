@@ -60,6 +60,9 @@ class OptScale(StoppingRule):
         confidence: with which probability the best of N is to reach it.
         first: samples before the first estimate (the paper looks at 3 to 5).
         reached: whether a score that reaches the target is enough by itself. The paper only counts.
+        give_up: the search also ends where ``limit`` samples in all would reach the target with no more than this
+            probability from here on; with 0, as in the paper, it never gives a problem up.
+        limit: samples that would be drawn without the rule, for `give_up`.
         mean, mean_spread, deviation, deviation_spread: the prior (see `Prior`).
     """
 
@@ -67,6 +70,8 @@ class OptScale(StoppingRule):
     confidence: float = 0.95
     first: int = 3
     reached: bool = True
+    give_up: float = 0.0
+    limit: int = 16
     mean: float = 0.25
     mean_spread: float = 1.2
     deviation: float = 0.33
@@ -74,7 +79,9 @@ class OptScale(StoppingRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "first")
+        require_positive(self, "first", "limit")
+        if not 0 <= self.give_up < 1:
+            raise InvalidInput(f"give_up={self.give_up} must be a probability below 1; 0 never gives up")
         for name in ("target", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise InvalidInput(f"{name}={getattr(self, name)} must be in (0, 1), such as 0.95")
@@ -95,11 +102,14 @@ class OptScale(StoppingRule):
         if len(seen) < self.first:
             return None
         mu, sigma = estimate(scores, self.prior)
+        of = f"scores from N({mu:.2f}, {sigma:.2g})"
+        left = max(0, self.limit - len(seen))
+        if 1 - (1 - above(mu, sigma, self.target)) ** left < self.give_up:
+            return f"{left} more {of} reach {self.target} with a probability below {self.give_up}"
         needed = samples_needed(mu, sigma, self.target, self.confidence)
         if len(seen) < needed:
             return None
-        of = f"N({mu:.2f}, {sigma:.2g})"
-        return f"{needed:.0f} samples of {of} reach {self.target} with probability {self.confidence}"
+        return f"{needed:.0f} {of} reach {self.target} with probability {self.confidence}"
 
 
 def estimate(scores: Sequence[float], prior: Prior | None = None) -> tuple[float, float]:
@@ -116,12 +126,18 @@ def estimate(scores: Sequence[float], prior: Prior | None = None) -> tuple[float
 
 def samples_needed(mu: float, sigma: float, target: float, confidence: float) -> float:
     """The smallest N for which the best of N scores reaches the target with this probability, or infinity."""
+    tail = above(mu, sigma, target)
+    if tail >= 1:
+        return 1
+    number = math.log1p(-confidence) / math.log1p(-tail) if tail > 0 else math.inf
+    return math.ceil(number) if number < math.inf else math.inf
+
+
+def above(mu: float, sigma: float, target: float) -> float:
+    """The probability that a score is at least the target: of a normal, truncated to [0, 1]."""
     within = _normal_mass(mu, sigma, 0.0, 1.0)
     # Where the normal has nothing at all within the range, what is left of it stands at the nearer end.
-    above = _normal_mass(mu, sigma, target, 1.0) / within if within > 0 else float(mu > 1)
-    if above >= 1:
-        return 1
-    return math.ceil(math.log1p(-confidence) / math.log1p(-above)) if above > 0 else math.inf
+    return _normal_mass(mu, sigma, target, 1.0) / within if within > 0 else float(mu > 1)
 
 
 def fit_prior(scores: np.ndarray) -> Prior:
