@@ -210,7 +210,6 @@ def counts_of(bank: Samples, rule: StoppingRule) -> list[int]:
 TARGETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 RULES: dict[str, tuple[Callable[[Samples, Sequence[int]], np.ndarray], list[StoppingRule]]] = {
     "optscale": (best_of, [OptScale(t, c) for t in TARGETS for c in (0.8, 0.95)]),
-    "optscale giving up": (best_of, [OptScale(t, give_up=g) for t in TARGETS for g in (0.05, 0.1, 0.2, 0.3, 0.5)]),
     "optscale reached=False": (best_of, [OptScale(t, c, reached=False) for t in TARGETS for c in (0.5, 0.8, 0.95)]),
     "score-threshold": (best_of, [ScoreThreshold(t) for t in TARGETS]),
     "patience": (best_of, [Patience(k) for k in (1, 2, 3, 4, 6, 8)]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -113,11 +112,6 @@ def test_what_reaches_the_target_is_enough_and_what_is_hopeless_goes_on() -> Non
     assert low.stops_at([Solution("x", 0.1), Solution(None)] * 32) == 64
     with pytest.raises(RewardError, match=r"1\.5"):
         rule([Solution("x", 1.5)])
-    given_up = dataclasses.replace(low, give_up=0.05)
-    assert given_up.stops_at([Solution("x", 0.1)] * 64) == 3
-    assert given_up([Solution("x", 0.1)] * 3 + [Solution("x", 0.89)]) is not None
-    likely = OptScale(0.9, mean=0.8, mean_spread=0.1, deviation=0.2, deviation_spread=0.1, give_up=0.05)
-    assert likely.stops_at([Solution("x", 0.7)] * 5) == 5
     answer, _ = run(execute(BestOfN(n=32), ToyBackend(), stop=OptScale(0.9, parallel=1)))
     assert answer.stopped_by is not None and "optscale" in answer.stopped_by
 

@@ -60,9 +60,6 @@ class OptScale(StoppingRule):
         confidence: with which probability the best of N is to reach it.
         first: samples before the first estimate (the paper looks at 3 to 5).
         reached: whether a score that reaches the target is enough by itself. The paper only counts.
-        give_up: the search also ends where ``limit`` samples in all would reach the target with no more than this
-            probability from here on; with 0, as in the paper, it never gives a problem up.
-        limit: samples that would be drawn without the rule, for `give_up`.
         mean, mean_spread, deviation, deviation_spread: the prior (see `Prior`).
     """
 
@@ -70,8 +67,6 @@ class OptScale(StoppingRule):
     confidence: float = 0.95
     first: int = 3
     reached: bool = True
-    give_up: float = 0.0
-    limit: int = 16
     mean: float = 0.25
     mean_spread: float = 1.2
     deviation: float = 0.33
@@ -79,9 +74,7 @@ class OptScale(StoppingRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "first", "limit")
-        if not 0 <= self.give_up < 1:
-            raise InvalidInput(f"give_up={self.give_up} must be a probability below 1; 0 never gives up")
+        require_positive(self, "first")
         for name in ("target", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise InvalidInput(f"{name}={getattr(self, name)} must be in (0, 1), such as 0.95")
@@ -103,9 +96,6 @@ class OptScale(StoppingRule):
             return None
         mu, sigma = estimate(scores, self.prior)
         of = f"scores from N({mu:.2f}, {sigma:.2g})"
-        left = max(0, self.limit - len(seen))
-        if 1 - (1 - above(mu, sigma, self.target)) ** left < self.give_up:
-            return f"{left} more {of} reach {self.target} with a probability below {self.give_up}"
         needed = samples_needed(mu, sigma, self.target, self.confidence)
         if len(seen) < needed:
             return None
