@@ -220,7 +220,8 @@ RULES: dict[str, tuple[Callable[[Samples, Sequence[int]], np.ndarray], list[Stop
 
 def stopping(test: Sequence[Samples], validation: Samples) -> dict[str, Any]:
     """Each rule's cheapest setting by validation, on the test problems against 16 samples."""
-    problems, found = problem_of(test), {}
+    problems = problem_of(test)
+    found: dict[str, Any] = {"oracles": oracles(test)}
     for name, (choose, rules) in RULES.items():
         full = choose(validation, [FIXED] * len(validation.answer)).mean()
         tried = [(float(np.mean(c)), i) for i, c in enumerate(counts_of(validation, rule) for rule in rules)]
@@ -254,6 +255,17 @@ def stopping(test: Sequence[Samples], validation: Samples) -> dict[str, Any]:
             "share of tokens": paired_bootstrap(problems, tokens, whole, "ratio").to_dict(),
         }
     return found
+
+
+def oracles(test: Sequence[Samples]) -> dict[str, float]:
+    """Samples that one would need who knew what is right, with 16 for a problem that none of its 16 solves."""
+    first = np.concatenate([np.where(b.right[:, :FIXED].any(1), b.right.argmax(1) + 1, FIXED) for b in test])
+    solved = np.concatenate([bank.right[:, :FIXED].any(1) for bank in test])
+    return {
+        "first that is right, else 16": float(first.mean()),
+        "first that is right, else 1": float(np.where(solved, first, 1).mean()),
+        "solved by 16": float(solved.mean()),
+    }
 
 
 def problem_of(banks: Sequence[Samples]) -> np.ndarray:

@@ -51,6 +51,14 @@ def test_the_far_tail_is_neither_zero_nor_everything() -> None:
     assert samples_needed(2.0, 0.005, 0.9, 0.95) == 1
 
 
+def test_the_bound_is_a_number_wherever_an_estimate_may_lie() -> None:
+    for mu in np.linspace(-1, 2, 40):
+        needed = [samples_needed(mu, sigma, 0.9, 0.95) for sigma in np.geomspace(0.005, 2, 40)]
+        assert all(number >= 1 for number in needed)
+        if mu <= 0.5:
+            assert needed == sorted(needed, reverse=True), "the more they vary, the sooner one is high"
+
+
 def test_estimates_are_those_of_greatest_likelihood() -> None:
     for seed, (mu, sigma) in enumerate([(0.6, 0.2), (0.9, 0.3), (0.1, 0.1)]):
         scores = truncated(mu, sigma).rvs(200, random_state=seed)

@@ -95,11 +95,11 @@ class OptScale(StoppingRule):
         if len(seen) < self.first:
             return None
         mu, sigma = estimate(scores, self.prior)
+        of = f"scores from N({mu:.2f}, {sigma:.2g})"
         needed = samples_needed(mu, sigma, self.target, self.confidence)
         if len(seen) < needed:
             return None
-        of = f"N({mu:.2f}, {sigma:.2g})"
-        return f"{needed:.0f} samples of {of} reach {self.target} with probability {self.confidence}"
+        return f"{needed:.0f} {of} reach {self.target} with probability {self.confidence}"
 
 
 def estimate(scores: Sequence[float], prior: Prior | None = None) -> tuple[float, float]:
@@ -116,12 +116,18 @@ def estimate(scores: Sequence[float], prior: Prior | None = None) -> tuple[float
 
 def samples_needed(mu: float, sigma: float, target: float, confidence: float) -> float:
     """The smallest N for which the best of N scores reaches the target with this probability, or infinity."""
+    tail = above(mu, sigma, target)
+    if tail >= 1:
+        return 1
+    number = math.log1p(-confidence) / math.log1p(-tail) if tail > 0 else math.inf
+    return math.ceil(number) if number < math.inf else math.inf
+
+
+def above(mu: float, sigma: float, target: float) -> float:
+    """The probability that a score is at least the target: of a normal, truncated to [0, 1]."""
     within = _normal_mass(mu, sigma, 0.0, 1.0)
     # Where the normal has nothing at all within the range, what is left of it stands at the nearer end.
-    above = _normal_mass(mu, sigma, target, 1.0) / within if within > 0 else float(mu > 1)
-    if above >= 1:
-        return 1
-    return math.ceil(math.log1p(-confidence) / math.log1p(-above)) if above > 0 else math.inf
+    return _normal_mass(mu, sigma, target, 1.0) / within if within > 0 else float(mu > 1)
 
 
 def fit_prior(scores: np.ndarray) -> Prior:
