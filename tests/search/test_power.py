@@ -253,16 +253,16 @@ def test_the_distance_from_the_power_law_is_what_is_stated() -> None:
     law, _ = power_law(ROOT, ALPHA)
 
     def error(jackknife: bool) -> float:
-        rng, strategy = np.random.default_rng(0), ScalablePower(alpha=ALPHA, rollouts=4, jackknife=jackknife)
+        rng, strategy = np.random.default_rng(0), ScalablePower(alpha=ALPHA, rollouts=2, jackknife=jackknife)
 
         @cache
         def next_token(text: Text) -> np.ndarray:
             row = tiny_model(text)
             tokens = np.flatnonzero(row)
-            log_futures = np.zeros((300, len(tokens), 4))
+            log_futures = np.zeros((600, len(tokens), 2))
             for index, token in enumerate(tokens):
                 futures = np.array([p for _, p in texts((*text, int(token)))])
-                log_futures[:, index] = (ALPHA - 1) * np.log(rng.choice(futures, size=(300, 4), p=futures))
+                log_futures[:, index] = (ALPHA - 1) * np.log(rng.choice(futures, size=(600, 2), p=futures))
             laws = [strategy.law(ALPHA * np.log(row[tokens]), drawn) for drawn in log_futures]
             mean = np.zeros_like(row)
             mean[tokens] = np.mean(laws, axis=0)
@@ -270,7 +270,7 @@ def test_the_distance_from_the_power_law_is_what_is_stated() -> None:
 
         return apart(dict(texts(ROOT, next_token)), law)
 
-    assert error(True) < 0.012 < error(False) < 0.03
+    assert error(True) < 0.022 < error(False) < 0.045
 
 
 def test_a_rollout_that_outweighs_all_others_leaves_a_law() -> None:
