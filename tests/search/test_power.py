@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -245,6 +246,31 @@ def test_the_jackknife_removes_the_bias_of_first_order() -> None:
 
     assert bias(True, 4) < 0.5 * bias(False, 4)
     assert bias(False, 4) > 0.4 * bias(False, 2), "plain: about 1 / M"
+
+
+def test_the_distance_from_the_power_law_is_what_is_stated() -> None:
+    """The answer's law from the mean law of every next token, over rollouts drawn by their exact probabilities."""
+    law, _ = power_law(ROOT, ALPHA)
+
+    def error(jackknife: bool) -> float:
+        rng, strategy = np.random.default_rng(0), ScalablePower(alpha=ALPHA, rollouts=2, jackknife=jackknife)
+
+        @cache
+        def next_token(text: Text) -> np.ndarray:
+            row = tiny_model(text)
+            tokens = np.flatnonzero(row)
+            log_futures = np.zeros((600, len(tokens), 2))
+            for index, token in enumerate(tokens):
+                futures = np.array([p for _, p in texts((*text, int(token)))])
+                log_futures[:, index] = (ALPHA - 1) * np.log(rng.choice(futures, size=(600, 2), p=futures))
+            laws = [strategy.law(ALPHA * np.log(row[tokens]), drawn) for drawn in log_futures]
+            mean = np.zeros_like(row)
+            mean[tokens] = np.mean(laws, axis=0)
+            return mean
+
+        return apart(dict(texts(ROOT, next_token)), law)
+
+    assert error(True) < 0.022 < error(False) < 0.045
 
 
 def test_a_rollout_that_outweighs_all_others_leaves_a_law() -> None:

@@ -20,7 +20,8 @@ and if all texts end before the ramp does, a last reweighting by (alpha - a_k) l
 is p(y) ** alpha at any ramp: the population is properly weighted for it, its evidence estimates Z = sum_y p(y) **
 alpha. A text that has ended keeps its place and its weight, but for the exponent's rise.
 
-The paper decodes up to 2,048 tokens with 64 particles, blocks of 64 tokens and a ramp of 400 tokens.
+The paper decodes up to 2,048 tokens with 64 particles, blocks of 64 tokens and a ramp of 400 tokens. The defaults
+here are for answers of a hundred tokens on a CPU, where particles that are decoded together are not free.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class PowerSMC(PowerSearch, Weighted):
         answer: one particle drawn by its weight ("sample"), or the answer of most weight ("vote").
     """
 
-    n: int = 32
+    block: int = 32
+    n: int = 8
     ess_threshold: float = 0.5
     ramp: int | None = None
     resampling: Scheme = "systematic"

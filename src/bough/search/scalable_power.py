@@ -20,10 +20,11 @@ Blocks. Given v, its future under the power law is drawn from p reweighted by p(
 the rollouts are: one of v's rollouts, drawn by its weight, is the answer's continuation, and its first ``block - 1``
 tokens are kept. With block = 1 this is the paper's algorithm, token by token.
 
-How far it is from the power law. A finite horizon forgets what comes later, few candidates what they leave out, few
-rollouts misjudge zeta, and one of few rollouts is closer to p than it should be. On a language of 121 texts at
-alpha = 2, whose power law is 0.31 in total variation from decoding at temperature 1 / 2, token by token with all
-candidates, the answer's law is BIAS.
+How far it is from the power law. A finite horizon forgets what comes later, few candidates what they leave out, and
+few rollouts misjudge zeta. On a language of 121 texts at alpha = 2, whose power law is 0.31 in total variation from
+decoding at temperature 1 / 2, the law of the answer (token by token, all candidates, whole futures) is about 0.075
+from it with one rollout, 0.012 with 2, 0.003 with 4 and 0.001 with 8; without the jackknife 0.031, 0.014 and 0.007.
+A block's later tokens, being one of few rollouts, are closer to p than they should be.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class ScalablePower(PowerSearch):
         jackknife: whether the law of the next token is corrected for the bias of a ratio.
     """
 
+    block: int = 12
     candidates: int = 4
     rollouts: int = 4
     horizon: int = 16

@@ -1,0 +1,160 @@
+"""Sampling from p(y) ** alpha: Power-SMC and scalable power sampling against Metropolis-Hastings and plain decoding.
+
+    python studies/power.py                                                    # about 20 minutes on 2 cores
+    python studies/power.py --split validation --problems 20 --seeds 1 --latency 5 --out build/power/look
+
+Accuracy is on the same problems under the same seeds for all methods, many at once; differences are paired, with a
+bootstrap over problems. Metropolis-Hastings, which takes longest, runs on the first ``--mh-problems`` of them.
+
+Latency is measured one problem at a time, all methods in one process and in turn on each problem: forward passes one
+after the other and seconds, as ratios to one plain decode of the same problem.
+
+The work is split over one process per core. Finished parts are kept under `build/power`, and a run that was stopped
+goes on from there; delete them when a model or a sampler has changed. The summary goes to
+`studies/results/power.{json,csv}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bough
+from bough.bench import Arm, evaluate_async, trials
+from bough.bench.stats import accuracy, paired_bootstrap
+from bough.core import Strategy
+from bough.search import PowerMH, PowerSMC, ScalablePower, SelfConsistency
+from bough.tasks import get_task
+from bough.zoo.parts import run_parts
+
+HERE = Path(__file__).parent
+PLAIN, MH = "plain", "metropolis-hastings"
+METHODS: dict[str, Strategy] = {
+    PLAIN: SelfConsistency(n=1),
+    "low temperature": SelfConsistency(n=1, temperature=1 / PowerMH().alpha),
+    MH: PowerMH(),
+    "power-smc": PowerSMC(),
+    "scalable": ScalablePower(),
+}
+PAIRS = (
+    ("power-smc", MH), ("scalable", MH), ("power-smc", "low temperature"), ("scalable", "low temperature"),
+    (MH, "low temperature"), ("low temperature", PLAIN), ("power-smc", PLAIN), ("scalable", PLAIN), (MH, PLAIN),
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+def part(kind: str, task: str, seed: int, args: argparse.Namespace) -> list[Row]:
+    """One task under one seed: what is right; or how long each method takes alone."""
+    with bough.load(args.model, threads=1) as lm:
+        judge = get_task(task)
+        if kind == "latency":
+            problems = [judge.problem(args.split, index) for index in range(args.latency + 1)]
+            rows = []
+            for problem in problems:
+                for name, strategy in METHODS.items():
+                    answer = bough.solve(lm, problem.prompt, strategy=strategy, task=judge, seed=seed)
+                    cost = {"passes": answer.ledger.passes, "seconds": answer.ledger.seconds}
+                    rows.append({"task": task, "method": name, "index": problem.index, **cost})
+            return [row for row in rows if row["index"]]  # the first problem warms up
+        problems = [judge.problem(args.split, index) for index in range(args.problems)]
+        arms = {name: Arm(strategy) for name, strategy in METHODS.items()}
+        todo = [
+            trial
+            for name, arm in arms.items()
+            for trial in trials([arm], problems[: args.mh_problems] if name == MH else problems, [seed])
+        ]
+        names = {id(arm): name for name, arm in arms.items()}
+        records = bough.run(evaluate_async(lm, todo, concurrency=args.concurrency))
+        kept = ("index", "seed", "correct", "tokens")
+        return [
+            {"task": task, "method": names[id(trial.arm)], **{key: record[key] for key in kept}}
+            for trial, record in zip(todo, records, strict=True)
+        ]
+
+
+def paired(rows: list[Row], a: str, b: str, what: str, statistic: Any) -> dict[str, float]:
+    """One method against another on the trials that both have, with an interval."""
+    by_trial: dict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        by_trial[row["task"], row["index"], row.get("seed", 0)][row["method"]] = row
+    pairs = [(key, pair[a], pair[b]) for key, pair in by_trial.items() if a in pair and b in pair]
+    problems = [f"{key[0]} {key[1]}" for key, _, _ in pairs]
+    first, second = ([float(pair[side][what]) for pair in pairs] for side in (1, 2))
+    return {"problems": len(set(problems)), **paired_bootstrap(problems, first, second, statistic).to_dict()}
+
+
+def summarise(rows: list[Row], times: list[Row], args: argparse.Namespace) -> dict[str, Any]:
+    """Per task and over all: accuracies, differences, and ratios of latency."""
+    cells, comparisons, latency = [], [], []
+    for task in [*args.tasks, "all"]:
+        mine = [row for row in rows if task in (row["task"], "all")]
+        timed = [row for row in times if task in (row["task"], "all")]
+        for name in METHODS:
+            group = [row for row in mine if row["method"] == name]
+            share = accuracy([f"{r['task']} {r['index']}" for r in group], [r["correct"] for r in group])
+            alone = {unit: paired(timed, name, PLAIN, unit, "ratio") for unit in ("passes", "seconds")}
+            cells.append(
+                {
+                    "task": task, "method": name, "trials": len(group), "accuracy": round(share.estimate, 4),
+                    "low": round(share.low, 4), "high": round(share.high, 4),
+                    "tokens": round(float(np.mean([r["tokens"] for r in group])), 1),
+                    **{f"{unit}_over_plain": round(ratio["estimate"], 3) for unit, ratio in alone.items()},
+                }
+            )  # fmt: skip
+            latency.append({"task": task, "method": name, **alone})
+        for a, b in PAIRS:
+            ratios = {f"{unit}_ratio": paired(timed, a, b, unit, "ratio") for unit in ("passes", "seconds")}
+            difference = paired(mine, a, b, "correct", "difference")
+            comparisons.append({"task": task, "a": a, "b": b, "accuracy_difference": difference, **ratios})
+    return {
+        "problems": args.problems, "mh_problems": args.mh_problems, "seeds": args.seeds, "split": args.split,
+        "latency_problems": args.latency, "model": args.model,
+        "methods": {name: strategy.describe() for name, strategy in METHODS.items()},
+        "cells": cells, "comparisons": comparisons, "latency_over_plain": latency,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run, print, and keep the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown", "stories", "logic"])
+    parser.add_argument("--split", default="test", choices=["validation", "test"])
+    parser.add_argument("--problems", type=int, default=400)
+    parser.add_argument("--mh-problems", type=int, default=200, help="of these, for Metropolis-Hastings")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--latency", type=int, default=25, help="problems per task that are timed alone")
+    parser.add_argument("--model", default="bough/nano")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "power")
+    parser.add_argument("--scratch", type=Path, default=HERE.parent / "build" / "power")
+    args = parser.parse_args()
+    size = f"{args.split}-{args.problems}-{args.mh_problems}-{args.latency}"
+    right = {f"right-{t}-{seed}-{size}": ("right", t, seed, args) for seed in range(args.seeds) for t in args.tasks}
+    alone = {f"latency-{t}-{size}": ("latency", t, 0, args) for t in args.tasks}
+    found = run_parts(part, {**alone, **right}, args.scratch)
+    rows, times = ([row for name in names for row in found[name]] for names in (right, alone))
+    summary = summarise(rows, times, args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    with args.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(summary["cells"][0]))
+        writer.writeheader()
+        writer.writerows(summary["cells"])
+    for cell in summary["cells"]:
+        print(
+            f"{cell['task']:11} {cell['method']:20} accuracy {cell['accuracy']:.3f} [{cell['low']:.3f}, "
+            f"{cell['high']:.3f}] tokens {cell['tokens']:8.1f}; over plain decoding: passes "
+            f"{cell['passes_over_plain']:6.2f}, seconds {cell['seconds_over_plain']:6.2f}"
+        )
+    for comparison in summary["comparisons"]:
+        print(json.dumps(comparison))
+
+
+if __name__ == "__main__":
+    main()
