@@ -136,7 +136,7 @@ def test_a_full_disk_under_the_trace_still_gives_the_answer(chains, bough, monke
         ([], "the prompt is empty"),
         ([""], "the prompt is empty"),
         (["-"], "the prompt is empty"),
-        ([PROMPT, "-s", "alphago"], "there is no technique 'alphago'; there are astar"),
+        ([PROMPT, "-s", "alphago"], "there is no technique 'alphago'; there are adaptive"),
         ([PROMPT, "-p", "width=wide"], "astar's width is 'wide'; it must be a whole number"),
         ([PROMPT, "-p", "n=4"], "astar has no parameter 'n'; it has"),
         ([PROMPT, "-p", "width"], "parameter 'width' has no value"),
