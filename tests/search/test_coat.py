@@ -13,7 +13,7 @@ import pytest
 from bough.core import Answer, Branch, Capability, InvalidInput, Run, UnsupportedError, run
 from bough.search import MCTS, CoAT
 from bough.search.mcts import Found, Node
-from toy import EOS, ToyBackend, ToyReward, judged, toy_model
+from toy import EOS, ToyBackend, ToyReward, _log, judged, toy_model
 
 PROMPT = "ab?"
 
@@ -56,7 +56,7 @@ def test_every_value_is_the_steps_plus_beta_times_the_associations() -> None:
             assert child.branch.appended in known, "it is a step of the search"
             assert child.branch.appended not in {node.appended for node in step.path}, "it is new on this path"
             assert EOS not in child.branch.appended, "it gives no answer away"
-            fit = math.exp(np.mean(np.log(probabilities(child.branch.tokens, step.length))))
+            fit = math.exp(np.mean(_log(np.array(probabilities(child.branch.tokens, step.length)))))
             assert child.value == pytest.approx((judged(step.tokens) + 0.5 * fit) / 1.5, rel=1e-4)
             associated += 1
     assert associated > 10 and alone > 0
