@@ -136,7 +136,10 @@ def compare(rows: list[Row], a: str, b: str) -> dict[str, Any] | None:
     nothing = [0.0] * len(pairs)
     return {
         "a": a, "b": b, "trials": len(pairs),
-        "wins_by_reward": of(reward, nothing), "ties_by_reward": float(np.mean([won == 0.5 for won in reward])),
+        # The score of a vote is its share, which is no reward.
+        **({} if b == "self-consistency" else {
+            "wins_by_reward": of(reward, nothing), "ties_by_reward": float(np.mean([won == 0.5 for won in reward])),
+        }),
         "wins_by_truth": of(truth, nothing),
         "accuracy_difference": of([float(x["correct"]) for x, _ in pairs], [float(y["correct"]) for _, y in pairs]),
         "tokens_ratio": of([x["tokens"] for x, _ in pairs], [y["tokens"] for _, y in pairs], "ratio"),
