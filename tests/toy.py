@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from bough.core import Backend, Branch, Capability, Draw, InvalidInput, OnToken, Run, SampleSpec, Sampling
+from bough.core import (
+    Backend,
+    Branch,
+    BudgetExhausted,
+    Capability,
+    Draw,
+    InvalidInput,
+    OnToken,
+    Run,
+    SampleSpec,
+    Sampling,
+)
 from bough.core.noise import gumbel
 
 EOS, NEWLINE, QUESTION = 0, 1, 2
@@ -154,6 +165,8 @@ class ToyBackend(Backend):
 
     def _later(self, run: Run | None, value: Any) -> asyncio.Future[Any]:
         if run is not None:
+            if limit := run.ledger.generation_stopped_by():
+                raise BudgetExhausted(f"the run's budget is spent ({limit})")
             run.ledger.passes += 1
         loop = asyncio.get_running_loop()
         future = loop.create_future()

@@ -55,6 +55,14 @@ def test_it_is_the_product_over_all_tokens_of_the_solution() -> None:
     assert len(model.asked) == 3, "the same text is asked once"
 
 
+def test_an_open_step_is_judged_by_the_tokens_that_it_has() -> None:
+    texts = ["ab\nc", "ab\n", "a"]
+    found = run(reward_of(RewardModel(), open_ended=True)([written(text) for text in texts], Run()))
+    assert found == pytest.approx([kept(text) for text in texts])
+    as_if_ended = run(reward_of(RewardModel())([written(text) for text in texts], Run()))
+    assert as_if_ended == pytest.approx([kept("ab\nc\n"), kept("ab\n"), kept("a\n")])
+
+
 def test_every_step_has_a_score_and_none_is_above_the_one_before() -> None:
     scores = run(reward_of(RewardModel()).steps(written("ab\nc\nb\n"), Run()))
     assert scores == pytest.approx([kept("ab\n"), kept("ab\nc\n"), kept("ab\nc\nb\n")])

@@ -48,14 +48,11 @@ def test_with_a_large_pool_the_vote_is_the_weight_of_all_solutions(power: float 
         totals[last_line(tokens)] += math.exp(math.log(p) / (len(tokens) - len(ROOT)) ** (power or 0.0))
     mode = max(totals, key=lambda answer: totals[answer])
     share = totals[mode] / sum(totals.values())
-    for seed in range(5):
-        strategy = Watched(n=3000, length_power=power, refine=None)
-        answer = search(strategy, seed, small_model)
-        assert last_line(answer.branch.tokens if answer.branch else ()) == mode
-        if len(strategy.pools[-1].branches) == len(list(solutions(small_model, ROOT))):
-            assert answer.score == pytest.approx(share, abs=2e-3)
-    whole = search(Watched(n=3000), 0, small_model).score
-    assert power or whole == pytest.approx(share, abs=0.1), "it ends when the leader is certain"
+    for seed in range(3):
+        answer = search(HyPER(n=1000, length_power=power, refine=None), seed, small_model)
+        assert answer.branch is not None and last_line(answer.branch.tokens) == mode
+        # It ends as soon as the leader is certain, when little is left of the others' weight.
+        assert answer.score == pytest.approx(share, abs=0.1)
 
 
 def test_the_pool_holds_each_hypothesis_once_with_the_models_own_probability() -> None:
@@ -125,17 +122,11 @@ def test_exploration_draws_what_the_samples_would_have_spent_elsewhere() -> None
 
 
 def test_refinement_keeps_the_likeliest_version() -> None:
-    class Rough(Watched):
-        pass
-
     better = 0
     for seed in range(30):
         plain, refined = (search(HyPER(n=1, refine=refine, variants=6), seed) for refine in (None, 0.9))
         assert plain.branch is not None and refined.branch is not None
         better += refined.branch.logprob - plain.branch.logprob > 1e-6
-        first = plain.branch.path[1]
-        versions = refined.branch.path[1:]
-        assert versions[0].key == first.key or versions[0].parent is refined.branch.root
     assert better > 10
 
 

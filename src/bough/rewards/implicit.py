@@ -110,8 +110,8 @@ class ImplicitReward:
             self._require_same(branch.backend)
             nodes, start, known = branch.path, branch.root.length, 0.0
             for node in reversed(nodes[1:]):
-                if (found := self._sums.get(_key(node))) is not None:
-                    start, known = node.length, found
+                if (remembered := self._sums.get(_key(node))) is not None:
+                    start, known = node.length, remembered
                     break
             keys.append(_key(branch))
             jobs.setdefault(keys[-1], (branch, start, known))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from bough.core import Branch, Capability, Run
+from bough.core import Backend, Branch, Capability, Run
 from bough.core.noise import token_key
 
-from .formats import StepReject, single_token
+from .formats import StepFormat, StepReject, single_token
 from .process import ProcessReward
 
 
@@ -23,11 +24,26 @@ class RejectionReward(ProcessReward):
 
     So a model that knows how a solution goes on knows what to reject, and the score never rises along a path. The
     products up to earlier steps are remembered: a new step costs one pass over its own tokens.
+
+    Args:
+        open_ended: whether a last step that is not over is judged by the tokens that it has, not as if it ended
+            there; for searches that stop in the middle of steps. Without effect where the generator has another
+            tokenizer.
     """
 
     _needs = Capability.SCORE
 
     format: StepReject
+
+    def __init__(self, backend: Backend, format: StepFormat, *, open_ended: bool = False, **options: Any) -> None:
+        super().__init__(backend, format, **options)
+        self.open_ended = open_ended
+
+    def _own_tokens(self, tokens: list[int], start: int, tag: int) -> list[list[int]]:
+        prefixes = super()._own_tokens(tokens, start, tag)
+        if self.open_ended and prefixes and prefixes[-1] == [*tokens, tag]:
+            prefixes[-1] = list(tokens)
+        return prefixes
 
     def _prefixes(self, branch: Branch, run: Run, wanted: slice) -> list[list[int] | None]:
         """The prompt, and the tokens up to the end of each step, wanted or not: the score is a product over all."""

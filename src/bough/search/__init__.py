@@ -9,6 +9,7 @@ from .archon import Archon
 from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
+from .coat import CoAT
 from .dvts import DVTS
 from .greedy import Greedy
 from .hyper import HyPER
@@ -26,7 +27,7 @@ from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, S
 from .treebon import TreeBoN
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "DVTS",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "CoAT", "DVTS",
     "EarlyStoppingConsistency", "Greedy", "HyPER", "MCTS", "OptScale", "PETS", "ParticleFilter",
     "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower", "ScoreThreshold",
     "SelfConsistency", "TreeBoN", "allocate",

@@ -7,12 +7,13 @@ samples say the same again; costs about one solution where the model is sure, an
 The paper writes for mixtures of experts, where the variants of a token are its routings. This is the same control
 for any model, derived from what its samples tell. Self-consistency spends n samples in proportion to the
 probability of each path, on what is known already too. Here a path is drawn once: its log-probability says what its
-share is. Let w_i be the share of hypothesis i in the pool and U_i = 1 - sum of p(step) over its different steps
-found so far. Of n samples, n w_i U_i would be going elsewhere at this step. A round:
+share is. Let w_i be the share of hypothesis i in the pool and U_i = 1 - p(the step it drew). Of n samples, n w_i
+U_i would be going elsewhere at this step. A round:
 
 - *Continue.* Each hypothesis draws one step.
-- *Expand*, exploration. Hypothesis i draws floor(n w_i U_i e) more: not from the step's beginning but from its token
-  of least confidence, where the others most likely part. Each different result is a hypothesis of its own.
+- *Expand*, exploration. Hypothesis i draws floor(n w_i U_i e) more. The mass that leaves the drawn step at its t-th
+  token is p(tokens before t) (1 - p(token t)), which adds up to U_i; so each place gets its part of the draws, which
+  keep the tokens before it. Each different result is a hypothesis of its own.
 - *Refine*, token-level exploitation. Where that is none, but the least confident token has a probability below
   ``refine``, ``variants`` continuations are drawn from it, and the likeliest of all takes the place of what was
   drawn. No path is resampled for it.
@@ -109,11 +110,16 @@ class HyPER(StepSearch):
         [step] = await branch.sample(
             stop=run.step_stops, max_tokens=self.max_step_tokens, temperature=self.temperature, top_p=self.top_p
         )
-        doubt = int(np.argmin(step.sample_logprobs))
-        unexplored = 1 - math.exp(step.sample_logprobs.sum())
-        if draws := math.floor(self.n * share * unexplored):
-            return [step, *await self._redraw(step, doubt, draws, run)]
-        if self.refine is None or math.exp(step.sample_logprobs[doubt]) >= self.refine:
+        p = np.exp(step.sample_logprobs.astype(np.float64))
+        leaving = np.cumprod([1.0, *p[:-1]]) * (1 - p)  # [tokens]; sums to all that was not drawn
+        if draws := math.floor(self.n * share * leaving.sum()):
+            # Each place gets its part of the draws, so that every other step can be found.
+            edges = np.floor(draws * np.cumsum(leaving) / leaving.sum() + 0.5).astype(int)
+            places = enumerate(np.diff(edges, prepend=0).tolist())
+            found = await settle(self._redraw(step, place, count, run) for place, count in places if count)
+            return [step, *(other for others in found for other in others)]
+        doubt = int(np.argmin(p))
+        if self.refine is None or p[doubt] >= self.refine:
             return [step]
         versions = [step, *await self._redraw(step, doubt, self.variants, run)]
         best = max(versions, key=lambda version: version.logprob)  # of equals, the first drawn

@@ -67,6 +67,7 @@ class Node(State):
         under_way: simulations on their way through it.
         busy: whether one of them ends here and is not back.
         children: those that are known, in the order in which they were drawn.
+        memory: steps from elsewhere that may help its children (`bough.search.CoAT`).
     """
 
     prior: float = 1.0
@@ -78,6 +79,7 @@ class Node(State):
     under_way: int = 0
     busy: bool = False
     children: list[Node] = field(default_factory=list)
+    memory: tuple[tuple[int, ...], ...] = ()
 
     def nodes(self) -> Iterator[Node]:
         """This node and all below it."""
@@ -156,7 +158,7 @@ class MCTS(StepSearch):
                     for node in path:
                         node.under_way += 1
                     path[-1].busy = not path[-1].goal
-                    under_way.append((path, asyncio.ensure_future(self._visit(path[-1], run))))
+                    under_way.append((path, asyncio.ensure_future(self._visit(path, run))))
                     started += 1
                     continue
                 path, task = under_way[0]
@@ -196,8 +198,9 @@ class MCTS(StepSearch):
     def _count(self, node: Node) -> int:
         return node.visits + self.virtual_loss * node.under_way
 
-    async def _visit(self, node: Node, run: Run) -> Found:
+    async def _visit(self, path: Sequence[Node], run: Run) -> Found:
         """What a simulation does at the end of its walk. It changes nothing that other walks can see."""
+        node = path[-1]
         if node.goal or node.dead:
             return Found(node.value if node.goal else 0.0)
         if node.value is None and node.depth:

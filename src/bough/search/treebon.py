@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bough.core import Branch, Branches, InvalidInput, Promise, Run, Sampling, Stop, StopLike, Strategy, technique
+from bough.core import Branch, Branches, InvalidInput, Promise, Run, Sampling, Stop, Strategy, technique
 
 from .steps import draw_judging, judge, require_positive, settle
 
@@ -92,7 +92,7 @@ class TreeBoN(Strategy):
     async def _segment(self, parent: Branch, width: int, layer: int, run: Run) -> Branches:
         """So many continuations of a parent, by one segment."""
         run.expanded(parent)
-        stop: list[StopLike] = [run.task.answer_stop]
+        stop = [Stop.of(run.task.answer_stop)]
         limit = self._room(parent)
         if layer < self.layers and self.segment_steps is None:
             limit = min(limit, -(-self.max_tokens // self.layers))
