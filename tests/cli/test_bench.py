@@ -109,6 +109,19 @@ def test_budgets_make_one_cell_each(chains, bough):
     ]  # fmt: skip
 
 
+def test_stopping_rules_make_one_cell_each(chains, bough):
+    rules = ("--stop", "none", "--stop", "score-threshold:threshold=0.6")
+    found = json.loads(bough(*QUICK, "-s", "best-of-n:n=8", *rules, "--json").stdout)
+    free, stopped = found["cells"]
+    assert "stop" not in free and stopped["stop"]["name"] == "score-threshold"
+    assert stopped["stopped_by_budget"] > free["stopped_by_budget"] == 0 and stopped["tokens"] < free["tokens"]
+    (pair,) = found["pairs"]
+    assert pair["a"] != pair["b"] and {"score-threshold" in pair["a"], "score-threshold" in pair["b"]} == {
+        True,
+        False,
+    }
+
+
 def test_without_matplotlib_the_numbers_are_still_written(chains, bough, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = bough(*QUICK, "-s", "greedy")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bough.cli.params import make_strategies, make_strategy, written
+from bough.cli.params import make_rule, make_strategies, make_strategy, written
 from bough.core import InvalidInput
+from bough.search import Patience, ScoreThreshold
 
 
 def test_a_tuple_is_its_parts_joined_by_plus_signs() -> None:
@@ -20,3 +21,12 @@ def test_a_tuple_is_its_parts_joined_by_plus_signs() -> None:
 def test_a_tuple_of_something_else_is_refused() -> None:
     with pytest.raises(InvalidInput, match="no layer 'nonsense'"):
         make_strategy("archon", ["layers=generate:4+nonsense"])
+
+
+def test_a_stopping_rule_is_made_from_its_name_and_parameters() -> None:
+    assert make_rule(None) is None and make_rule("none") is None
+    assert make_rule("patience") == Patience()
+    assert make_rule("score-threshold:threshold=0.75,parallel=2") == ScoreThreshold(threshold=0.75, parallel=2)
+    for spec, said in (("astar", "no stopping rule 'astar'.*patience"), ("patience:luck=1", "no parameter 'luck'")):
+        with pytest.raises(InvalidInput, match=said):
+            make_rule(spec)

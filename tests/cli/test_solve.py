@@ -91,6 +91,21 @@ def test_a_budget_is_kept_and_said(chains, bough):
     assert "tokens: 12 of 12" in result.stderr
 
 
+def test_a_stopping_rule_is_kept_and_said(chains, bough):
+    shown = bough(
+        "solve",
+        "--task",
+        "arithmetic",
+        PROMPT,
+        "-s",
+        "best-of-n",
+        "--stop",
+        "score-threshold:threshold=0.5",
+        "--json",
+    )
+    assert json.loads(shown.stdout)["stopped_by"].startswith("stop: score-threshold")
+
+
 def test_events_stream_as_json_lines_and_end_with_the_result(chains, bough):
     result = bough("solve", "--task", "arithmetic", PROMPT, "--events")
     lines = [json.loads(line) for line in result.stdout.splitlines()]

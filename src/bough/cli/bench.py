@@ -55,6 +55,15 @@ def bench(
     tasks: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="A task, all, or a file of problems. Repeatable.")
     ] = None,
+    stops: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            metavar="RULE[:PARAM=VALUE,...]",
+            help="A rule that ends a run when it has seen enough solutions; none for none. Repeatable: each strategy "
+            "runs with each.",
+        ),
+    ] = None,
     level: LevelOption = None,
     split: Annotated[str, typer.Option(help="test, validation or train; tune on validation.")] = "test",
     problems: Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems of each task.")] = 400,
@@ -91,17 +100,19 @@ def bench(
 
         bough bench -s greedy -s best-of-n:n=4/8/16 -s astar --problems 100
         bough bench -s particle-filter -s astar --budget-tokens 250,500,1000 --seeds 3 -t all --out curves
+        bough bench -s best-of-n:n=16 --stop none --stop optscale --stop score-threshold:threshold=0.9
     """
     from bough import api
     from bough.bench import Arm, Results, TrialsFailed, by_setting, evaluate, plot, title, trials, write_summary
-    from bough.cli.params import budgets, make_strategies
+    from bough.cli.params import budgets, make_rule, make_strategies
     from bough.core import InvalidInput, UnsupportedError
 
     made = [strategy for spec in strategies or TECHNIQUES for strategy in make_strategies(spec)]
     limits = budgets(
         tokens=budget_tokens, passes=budget_passes, reward_calls=budget_reward_calls, seconds=budget_seconds
     )
-    arms = [Arm(strategy, budget) for strategy, budget in itertools.product(made, limits)]
+    rules = [make_rule(spec) for spec in stops or ["none"]]
+    arms = [Arm(strategy, budget, rule) for strategy, budget, rule in itertools.product(made, limits, rules)]
     if against is not None and against not in {arm.name for arm in arms}:
         raise InvalidInput(f"--against {against!r} is not among the strategies of this bench")
     chosen = {task.name: task for task in chosen_tasks(tasks or ["arithmetic"])}

@@ -9,7 +9,7 @@ from dataclasses import Field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bough.core import Budget, InvalidInput, Strategy, TechniqueInfo, get_technique, techniques
+from bough.core import Budget, InvalidInput, StoppingRule, Strategy, TechniqueInfo, get_technique, techniques
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,6 +24,23 @@ def register_all() -> dict[str, TechniqueInfo]:
     import bough.stats  # noqa: F401
 
     return techniques()
+
+
+def make_rule(spec: str | None) -> StoppingRule | None:
+    """A stopping rule from ``name`` or ``name:key=value,key=value``; None from None or "none".
+
+    Raises:
+        InvalidInput: there is none of that name, or it has no such parameter.
+    """
+    if spec is None or spec.lower() in _NONE:
+        return None
+    name, _, rest = spec.partition(":")
+    rules = {info.name: info.cls for info in register_all().values() if issubclass(info.cls, StoppingRule)}
+    if name not in rules:
+        raise InvalidInput(f"there is no stopping rule {name!r}; there are {', '.join(rules)}")
+    read = _read(name, rules[name], [part for part in rest.split(",") if part], several=False)
+    rule: StoppingRule = rules[name](**{key: values[0] for key, values in read.items()})
+    return rule
 
 
 def strategy_class(name: str) -> type[Strategy]:
@@ -41,19 +58,19 @@ def strategy_class(name: str) -> type[Strategy]:
 
 def make_strategy(name: str, params: Sequence[str] = ()) -> Strategy:
     """A strategy from its name and ``key=value`` parameters."""
-    return strategy_class(name)(**{key: values[0] for key, values in _read(name, params, several=False).items()})
+    cls = strategy_class(name)
+    return cls(**{key: values[0] for key, values in _read(name, cls, params, several=False).items()})
 
 
 def make_strategies(spec: str) -> list[Strategy]:
     """Strategies from ``name`` or ``name:key=value,key=value``; ``key=a/b/c`` makes one for each value."""
     name, _, rest = spec.partition(":")
-    read = _read(name, [part for part in rest.split(",") if part], several=True)
     cls = strategy_class(name)
+    read = _read(name, cls, [part for part in rest.split(",") if part], several=True)
     return [cls(**dict(zip(read, chosen, strict=True))) for chosen in itertools.product(*read.values())]
 
 
-def _read(name: str, params: Sequence[str], several: bool) -> dict[str, list[Any]]:
-    cls = strategy_class(name)
+def _read(name: str, cls: type, params: Sequence[str], several: bool) -> dict[str, list[Any]]:
     hints = get_type_hints(cls)
     known = {field.name: field for field in parameters(cls)}
     read: dict[str, list[Any]] = {}

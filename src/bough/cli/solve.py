@@ -83,6 +83,10 @@ def solve(
         Path | None,
         typer.Option(metavar="FILE", help="Save the search: .html to look at, .jsonl to read and replay."),
     ] = None,
+    stop: Annotated[
+        str | None,
+        typer.Option(metavar="RULE[:PARAM=VALUE,...]", help="End when this rule has seen enough solutions."),
+    ] = None,
     tree: Annotated[bool, typer.Option("--tree", help="Show the search tree when it is over.")] = False,
     events: Annotated[
         bool, typer.Option("--events", help="Print each event as a JSON line as it happens, then the result.")
@@ -102,10 +106,11 @@ def solve(
         bough solve --task arithmetic "23+48-17*3"
         bough solve --task countdown --problem 7 --tree --trace tree.html
         bough solve -m Qwen/Qwen2.5-0.5B-Instruct -s self-consistency -p n=8 --budget-seconds 60 "What is 17*23?"
+        bough solve --task countdown --problem 7 -s best-of-n --stop score-threshold:threshold=0.95
         echo "23+48-17*3" | bough solve - --json
     """
     from bough import api
-    from bough.cli.params import make_strategy
+    from bough.cli.params import make_rule, make_strategy
     from bough.core import BoughError, Budget, run
 
     made = make_strategy(strategy, param or ())
@@ -119,7 +124,7 @@ def solve(
         judge = load_reward(reward, reward_param)
         prepared = api.prepare(
             lm, _as_prompt(lm, asked, task, chat, system), strategy=made, reward=judge, task=task, budget=budget,
-            seed=seed, on_event=watch,
+            stop=make_rule(stop), seed=seed, on_event=watch,
         )  # fmt: skip
     stopped_by: str | None = None
     failure: Exception | None = None

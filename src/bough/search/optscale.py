@@ -1,6 +1,6 @@
 """OptScale: the fewest samples that reach a target score with a given confidence.
 
-Paper: Wang et al. 2026, arXiv:2506.22376 (Probabilistic Optimality for Inference-time Scaling). Pays for best-of-N
+Paper: Wang et al. 2025, arXiv:2506.22376 (Probabilistic Optimality for Inference-time Scaling). Pays for best-of-N
 where scores vary little within a problem and much between problems: the first few then say how many are worth
 drawing. Costs nothing but the first few.
 
