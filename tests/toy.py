@@ -27,6 +27,7 @@ from bough.core import (
     Run,
     SampleSpec,
     Sampling,
+    Steering,
 )
 from bough.core.noise import gumbel
 
@@ -43,7 +44,8 @@ class ToyTokenizer:
     eos_ids = frozenset((EOS,))
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
-        return [SYMBOLS.index(character) for character in text]
+        # The language has no other characters; an instruction in words leaves those it has.
+        return [SYMBOLS.index(character) for character in text if character in SYMBOLS]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(SYMBOLS[token] for token in ids)
@@ -104,6 +106,7 @@ class ToyBackend(Backend):
     name = "toy"
     capabilities = frozenset(Capability)
     vocab_size = len(SYMBOLS)
+    layers = 2
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class ToyBackend(Backend):
         for continuation in continuations:
             tokens, logprobs = branch.tokens, []
             for token in continuation:
-                row = _log(self.model(tuple(tokens)))
+                row = _log(self._law(tuple(tokens), branch.steering))
                 logprobs.append(row[[token, *others]] if others else row[token])
                 tokens.append(token)
             scores.append(np.array(logprobs, np.float32))
@@ -152,7 +155,7 @@ class ToyBackend(Backend):
 
     def submit_next_token(self, branches: Sequence[Branch]) -> asyncio.Future[np.ndarray]:
         self.used.add(Capability.NEXT_TOKEN)
-        rows = [_log(self.model(tuple(branch.tokens))) for branch in branches]
+        rows = [_log(self._law(tuple(branch.tokens), branch.steering)) for branch in branches]
         for run in {branch.run for branch in branches if branch.run is not None}:
             run.ledger.computed_tokens += sum(branch.length for branch in branches if branch.run is run)
         return self._later(None, np.array(rows, np.float32))
@@ -160,8 +163,22 @@ class ToyBackend(Backend):
     def submit_logits(self, branch: Branch) -> asyncio.Future[np.ndarray]:
         self.used.add(Capability.LOGITS)
         tokens = tuple(branch.tokens)
-        rows = [_log(self.model(tokens[: end + 1])) for end in range(len(tokens))]
+        rows = [_log(self._law(tokens[: end + 1], branch.steering)) for end in range(len(tokens))]
         return self._later(branch.run, np.array(rows, np.float32))
+
+    def submit_hidden(self, branches: Sequence[Branch], layer: int) -> asyncio.Future[np.ndarray]:
+        self.used.add(Capability.HIDDEN)
+        rows = [(1 + layer % self.layers) * self.model(tuple(branch.tokens)) for branch in branches]
+        return self._later(branches[0].run, np.array(rows, np.float32))
+
+    def _law(self, tokens: tuple[int, ...], steering: Steering | None) -> np.ndarray:
+        """The next-token probabilities; a steering's vectors are added to their logarithms."""
+        probabilities = self.model(tokens)
+        if steering is None:
+            return probabilities
+        self.used.add(Capability.STEERING)
+        steered = probabilities * np.exp(sum(vector.astype(np.float64) for vector in steering.vectors.values()))
+        return steered / steered.sum()
 
     def _later(self, run: Run | None, value: Any) -> asyncio.Future[Any]:
         if run is not None:
@@ -213,7 +230,8 @@ class ToyBackend(Backend):
         positions = [drawing.draw.parent.length + len(drawing.tokens) for drawing in served]
         noise = gumbel([drawing.draw.key for drawing in served], positions, self.vocab_size).numpy()
         for drawing, position, row in zip(served, positions, noise, strict=True):
-            probabilities = self.model((*drawing.draw.parent.tokens, *drawing.tokens))
+            parent = drawing.draw.parent
+            probabilities = self._law((*parent.tokens, *drawing.tokens), parent.steering)
             proposal = transformed(probabilities, drawing.spec.sampling)
             token = int(np.argmax(_log(proposal) + (row if drawing.spec.sampling.temperature else 0)))
             drawing.tokens.append(token)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bough.cli.params import make_rule, make_strategies, make_strategy, written
+from bough.cli.common import written
+from bough.cli.params import make_rule, make_strategies, make_strategy
 from bough.core import InvalidInput
 from bough.search import Patience, ScoreThreshold
 

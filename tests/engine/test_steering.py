@@ -172,6 +172,9 @@ def test_steerings_are_values() -> None:
     one, same = Steering(vectors(1, 0)), Steering(vectors(1, 0))
     assert one == same and hash(one) == hash(same)
     assert one != Steering(vectors(1, 0), rescale=True) and one != one * 2
+    named = Steering(vectors(1, 0), name="deeper")
+    assert named == one and named.key != one.key and named.key == Steering(vectors(2, 0), name="deeper").key
+    assert (named * 2).key == (Steering(vectors(2, 0), name="deeper") * 2).key != named.key
     np.testing.assert_allclose((one * 2).vectors[0], 2 * one.vectors[0])
     with pytest.raises(ValueError, match="read-only"):
         one.vectors[0][0] = 1

@@ -179,3 +179,8 @@ def sentence(comparison: Comparison) -> str:
     for cost, ratio in comparison.ratios.items():
         words += f", {ratio.estimate:.2f} x the {cost.replace('_', ' ')} ({ratio.low:.2f} to {ratio.high:.2f})"
     return words
+
+
+def written(value: Any) -> str:
+    """A hyper-parameter as the command line takes it."""
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

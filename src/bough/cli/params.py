@@ -98,11 +98,6 @@ def _signature(known: Mapping[str, Field[Any]]) -> str:
     return ", ".join(f"{name}={field.default}" for name, field in known.items()) or "none"
 
 
-def written(value: Any) -> str:
-    """A hyper-parameter as the command line takes it."""
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _value(what: str, text: str, hint: Any) -> Any:
     """``text`` as a value of a field's type; the parts of a tuple are joined by "+".
 

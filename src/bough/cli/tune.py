@@ -29,8 +29,8 @@ from bough.cli.common import (
     print_json,
     progress,
     table,
+    written,
 )
-from bough.cli.params import written
 
 if TYPE_CHECKING:
     from bough.bench import Tuned

@@ -78,6 +78,7 @@ class Backend(ABC):
         tokenizer: None for a checkpoint without one; it then takes token ids only.
         vocab_size: number of token ids.
         context: the most tokens one branch may have, prompt included.
+        layers: of the model, after which hidden states can be read and steered; 0 where that is not offered.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Backend(ABC):
     tokenizer: TokenizerLike | None
     vocab_size: int
     context: int
+    layers: int = 0
 
     # What a backend implements -----------------------------------------------------------------------------
 

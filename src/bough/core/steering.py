@@ -18,40 +18,48 @@ class Steering:
     Args:
         vectors: float32 ``[H]`` by layer, counted from 0.
         rescale: whether the residual stream keeps the norm that it had before a vector was added.
+        name: what the noise below a steered branch depends on; default, the content. Vectors that a run computes
+            from hidden states differ in their last digits with what shared the batch: give those a name.
 
     Raises:
         InvalidInput: there is no vector, or one is not a finite ``[H]``.
     """
 
-    __slots__ = ("_key", "rescale", "vectors")
+    __slots__ = ("_content", "name", "rescale", "vectors")
 
-    def __init__(self, vectors: Mapping[int, np.ndarray], *, rescale: bool = False) -> None:
+    def __init__(self, vectors: Mapping[int, np.ndarray], *, rescale: bool = False, name: str | None = None) -> None:
         if not vectors:
             raise InvalidInput("a steering needs a vector for one layer at least; give None for no steering")
         self.vectors = {int(layer): np.array(vectors[layer], np.float32) for layer in sorted(vectors)}
-        self.rescale = rescale
+        self.rescale, self.name = rescale, name
         sizes = {vector.shape for vector in self.vectors.values()}
         if len(sizes) != 1 or len(next(iter(sizes))) != 1:
             raise InvalidInput(f"steering vectors of shapes {sorted(sizes)}: give one vector [H] per layer")
-        digest = hashlib.blake2b(bytes([rescale]), digest_size=8)
+        content = bytes([rescale])
         for layer, vector in self.vectors.items():
             if not np.isfinite(vector).all():
                 raise InvalidInput(f"the steering vector of layer {layer} is not finite")
             vector.flags.writeable = False
-            digest.update(layer.to_bytes(8, "little", signed=True) + vector.tobytes())
-        self._key = int.from_bytes(digest.digest(), "little", signed=True)
+            content += layer.to_bytes(8, "little", signed=True) + vector.tobytes()
+        self._content = _digest(content)
 
     def __mul__(self, scale: float) -> Steering:
         """The same direction, so many times as strong."""
-        return Steering({layer: scale * vector for layer, vector in self.vectors.items()}, rescale=self.rescale)
+        name = None if self.name is None else f"{self.name} * {scale}"
+        vectors = {layer: scale * vector for layer, vector in self.vectors.items()}
+        return Steering(vectors, rescale=self.rescale, name=name)
 
     @property
     def key(self) -> int:
-        """64-bit hash of the content."""
-        return self._key
+        """64-bit hash of the name, or of the content."""
+        return self._content if self.name is None else _digest(self.name.encode())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Steering) and self._key == other._key
+        return isinstance(other, Steering) and self._content == other._content
 
     def __hash__(self) -> int:
-        return self._key
+        return self._content
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)

@@ -70,6 +70,7 @@ class NativeBackend(Backend):
         self.tokenizer = tokenizer
         self.context = config.context
         self.vocab_size = config.vocab_size
+        self.layers = config.num_layers
         generates = decoder.head_kind == "lm"
         self.capabilities = frozenset(Capability) if generates else frozenset(
             (Capability.NEXT_TOKEN, Capability.LOGITS, Capability.HIDDEN, Capability.STEERING)

@@ -11,6 +11,7 @@ from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .coat import CoAT
 from .dvts import DVTS
+from .fractional_reasoning import FractionalReasoning
 from .greedy import Greedy
 from .hyper import HyPER
 from .mcts import MCTS
@@ -28,7 +29,7 @@ from .treebon import TreeBoN
 
 __all__ = [
     "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "CoAT", "DVTS",
-    "EarlyStoppingConsistency", "Greedy", "HyPER", "MCTS", "OptScale", "PETS", "ParticleFilter",
-    "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower", "ScoreThreshold",
-    "SelfConsistency", "TreeBoN", "allocate",
+    "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "MCTS", "OptScale", "PETS",
+    "ParticleFilter", "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower",
+    "ScoreThreshold", "SelfConsistency", "TreeBoN", "allocate",
 ]  # fmt: skip
