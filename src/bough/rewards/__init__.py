@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from bough.core import Reward
 
+from .calibration import Calibrated, platt
 from .combine import Cached, Converted, LogLinear, Product, Threshold
 from .formats import ChatTurns, StepEnd, StepFormat, StepLabel, StepReject, StepTag
 from .implicit import ImplicitReward
@@ -25,7 +26,8 @@ NAMED: dict[str, Callable[..., Reward]] = {
 }
 
 __all__ = [
-    "Cached", "ChatTurns", "Converted", "FORMATS", "ImplicitReward", "LogLinear", "NAMED", "Oracle",
-    "Perplexity", "ProcessReward", "Product", "RejectionReward", "SelfEvaluation", "StepEnd", "StepFormat",
-    "StepLabel", "StepReject", "StepTag", "Threshold", "UnitTests", "Verifier", "Vote", "from_backend",
+    "Cached", "Calibrated", "ChatTurns", "Converted", "FORMATS", "ImplicitReward", "LogLinear", "NAMED",
+    "Oracle", "Perplexity", "ProcessReward", "Product", "RejectionReward", "SelfEvaluation", "StepEnd",
+    "StepFormat", "StepLabel", "StepReject", "StepTag", "Threshold", "UnitTests", "Verifier", "Vote",
+    "from_backend", "platt",
 ]  # fmt: skip

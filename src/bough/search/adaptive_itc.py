@@ -26,6 +26,7 @@ Temperatures rise from solution to solution, T_k = temperature * (1 - 2^-k) for 
 later ones explore more.
 
 The reward decides what "self" means: a reward model, or the generator itself where it was trained to judge as well.
+Its scores count as probabilities, so calibrate one that is too sure or too modest (`bough.rewards.Calibrated`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class AdaptiveITC(WholeSearch):
         parallel: solutions drawn at the same time. More takes fewer passes one after the other, and more tokens.
     """
 
-    threshold: float = 0.92
+    threshold: float = 0.95
     prune: float = 0.4
     probe_tokens: int = 16
     anneal: bool = True
