@@ -5,9 +5,8 @@
     python studies/adaptive.py --split validation --seeds 1 --thresholds 0.98 0.96 0.94 0.92
 
 `AdaptiveITC` against best-of-16 with the same reward, paired by problem and seed: difference of accuracy, ratio of
-tokens. With the reward's scores as they are, and calibrated on the validation samples of the task; giving up unfinished
-solutions, and whole ones only. The default threshold is the one that loses least on validation problems, of those
-that save two thirds on some task.
+tokens. With the reward's scores as they are, and calibrated on the validation samples of the task; giving up
+unfinished solutions, and whole ones only. The default threshold was chosen on validation problems.
 """
 
 from __future__ import annotations
