@@ -58,7 +58,7 @@ def gallery(
 def _facts(kind: str, row: dict[str, Any]) -> str:
     """What there is to know of an entry beside its summary."""
     if kind == "techniques":
-        return f"{row['family']} | {row['paper']} | {row['promise']} | needs {', '.join(row['needs'])}"
+        return f"{row['family']} | {row['paper']} | {row['promise']} | needs {', '.join(row['needs']) or 'nothing'}"
     if kind == "tasks":
         return f"levels {', '.join(map(str, row['levels']))}; default {row['default_level']}"
     return str(row["size"]) if kind == "models" else f"--reward {row['name']}"
@@ -137,7 +137,7 @@ def _one(name: str, json: bool) -> None:
         print_json({**about, "documentation": documentation, "parameters": params})
         return
     out.print(f"[bold]{name}[/]  ({about['family']}, {about['paper']}, {about['promise']})")
-    out.print(f"needs {', '.join(about['needs'])}\n")
+    out.print(f"needs {', '.join(about['needs']) or 'nothing'}\n")
     out.print(escape(documentation) + "\n")
     made = table("parameters", "name", "type", "default", left=3)
     for param in params:

@@ -2,22 +2,9 @@
 
 Paper: Saad-Falcon et al. 2024, arXiv:2409.15254. Pays where one model's samples differ and another look at them, by a
 reward, by the model itself or by a vote, tells which is right; which layers pay is for a search over architectures to
-find out (`bough.bench.architecture`). Costs what its layers cost.
+find out (`bough.bench.architectures`). Costs what its layers cost.
 
-A layer is written ``name:count``, or ``name:count@model`` for another model than the prompt's (`Run.models`):
-
-    generate:n   n whole solutions; the first layer, or further ones beside those that are there
-    STRATEGY:n   n runs of any strategy of the gallery with its defaults, each with noise of its own
-    reward:k     keep the k candidates of highest reward
-    vote:k       keep one candidate for each of the k answers that most candidates reach
-    critique     the model notes strengths and weaknesses of each candidate, for the layers that follow
-    rank:k       the model orders the candidates; keep the first k
-    fuse:n       n new candidates, which the model writes from all the candidates
-    verify       the model checks each candidate; keep those that it finds correct, or all if there are none
-    tests:m      the model writes m tests of a right answer and judges each candidate by each; those that pass most
-                 come first
-
-From `critique` on, the layers ask the model in words (the templates below, as chat messages where the model has a
+From `critique` on, layers ask the model in words (the templates below, as chat messages where the model has a
 chat format); this takes a model that follows instructions. The first candidate of the last layer is the answer.
 """
 
@@ -114,13 +101,27 @@ class Layer(NamedTuple):
         return cls(match[1], int(match[2] or 1), match[3])
 
 
-@technique("archon", paper="arXiv:2409.15254", promise=Promise.APPROXIMATE)
+@technique("archon", paper="arXiv:2409.15254", promise=Promise.APPROXIMATE, needs_reward=True)
 @dataclass(frozen=True)
 class Archon(Strategy):
     """Pass candidates through layers that generate, rank, fuse, criticise, verify or test them.
 
+    A layer is written ``name:count``, or ``name:count@model`` for another model than the prompt's
+    (``solve(models=...)``):
+
+        generate:n   n whole solutions; the first layer, or further ones beside those that are there
+        STRATEGY:n   n runs of any strategy of the gallery with its defaults, each with noise of its own
+        reward:k     keep the k candidates of highest reward
+        vote:k       keep one candidate for each of the k answers that most candidates reach
+        critique     the model notes strengths and weaknesses of each candidate, for the layers that follow
+        rank:k       the model orders the candidates; keep the first k
+        fuse:n       n new candidates, which the model writes from all the candidates
+        verify       the model checks each candidate; keep those that it finds correct, or all if there are none
+        tests:m      the model writes m tests of a right answer and judges each candidate by each; those that pass
+                     most come first
+
     Attributes:
-        layers: as above, in order.
+        layers: as above, in order; the first one generates.
         max_tokens: length limit of a solution; one that is longer is cut there.
         asked_tokens: length limit of what the model writes about candidates.
         temperature: of the sampling distribution; judgements are greedy.
