@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.resources import files
 
+import numpy as np
 import pytest
 
 from bough import __version__
-from bough.core import techniques
+from bough.core import Strategy, techniques
+from tiny_language import texts, tiny_model
+from toy import EOS, ToyBackend, judged
 
 COMMANDS = ("demo", "solve", "list", "bench", "tune")
 
@@ -92,3 +96,28 @@ def test_a_reader_that_leaves_early_is_no_error():
     command = f'"{sys.executable}" -m bough.cli list | head -1'
     child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert child.stderr == ""
+
+
+def test_the_gallery_states_how_far_every_strategy_is_from_plain_decoding(bough):
+    """Measured by studies/divergence.py, which is run again when a strategy is added."""
+    rows = {row["name"]: row for row in json.loads(bough("list", "--json").stdout)}
+    for name, info in techniques().items():
+        if issubclass(info.cls, Strategy) and info.cls.__module__.startswith("bough."):
+            assert 0 <= rows[name]["divergence"] <= 1
+            assert f"{rows[name]['divergence']:.2f} from plain decoding" in " ".join(bough("list").stdout.split())
+
+
+def test_the_stated_distances_are_those_of_known_laws():
+    """Greedy decoding has one answer; best-of-16 has the law of the best of 16."""
+    stated = json.loads((files("bough.search") / "divergence.json").read_text())
+    distances, noise = stated["from plain decoding"], stated["noise"]
+    law = dict(texts(tuple(ToyBackend(tiny_model).branch("a?").tokens)))
+    greedy = tuple(ToyBackend(tiny_model).branch("a?").tokens)
+    while greedy[-1] != EOS:
+        greedy = (*greedy, int(tiny_model(greedy).argmax()))
+    assert distances["greedy"] == pytest.approx(1 - law[greedy], abs=0.001)
+    ranked = sorted(law, key=judged)
+    below = np.cumsum([0.0, *(law[text] for text in ranked)]) ** 16
+    best = {text: below[i + 1] - below[i] for i, text in enumerate(ranked)}
+    exact = 0.5 * sum(abs(best[text] - p) for text, p in law.items())
+    assert distances["best-of-n"] == pytest.approx(exact, abs=noise)

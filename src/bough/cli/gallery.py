@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import is_dataclass
+from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +27,8 @@ def gallery(
     """The gallery: every technique, its paper, what it promises and what it needs.
 
     Exact techniques give the very tokens of plain decoding, unbiased ones its distribution, approximate ones
-    another distribution on purpose. What one needs is a capability of the model, or a reward.
+    another distribution on purpose. How far that is from plain decoding's was measured on a language of 121 texts, as
+    total variation between 0 and 1 (studies/divergence.py). What one needs is a capability of the model, or a reward.
 
     Examples:
 
@@ -58,7 +61,10 @@ def gallery(
 def _facts(kind: str, row: dict[str, Any]) -> str:
     """What there is to know of an entry beside its summary."""
     if kind == "techniques":
-        return f"{row['family']} | {row['paper']} | {row['promise']} | needs {', '.join(row['needs']) or 'nothing'}"
+        far = "" if row["divergence"] is None else f" ({row['divergence']:.2f} from plain decoding)"
+        return (
+            f"{row['family']} | {row['paper']} | {row['promise']}{far} | needs {', '.join(row['needs']) or 'nothing'}"
+        )
     if kind == "tasks":
         return f"levels {', '.join(map(str, row['levels']))}; default {row['default_level']}"
     return str(row["size"]) if kind == "models" else f"--reward {row['name']}"
@@ -67,6 +73,7 @@ def _facts(kind: str, row: dict[str, Any]) -> str:
 def _techniques() -> list[dict[str, Any]]:
     from bough.cli.params import register_all
 
+    measured = _divergences()
     return [
         {
             "name": info.name,
@@ -75,10 +82,18 @@ def _techniques() -> list[dict[str, Any]]:
             "promise": info.promise.name.lower(),
             "needs": [capability.name.lower() for capability in sorted(info.requires, key=lambda c: c.name)]
             + ["reward"] * info.needs_reward,
+            "divergence": measured.get(info.name),
             "summary": info.summary.replace("``", ""),
         }
         for info in register_all().values()
     ]
+
+
+def _divergences() -> dict[str, float]:
+    """Total variation from plain decoding, by technique (`studies/divergence.py`)."""
+    found = json.loads((files("bough.search") / "divergence.json").read_text())
+    distances: dict[str, float] = found["from plain decoding"]
+    return distances
 
 
 def _tasks() -> list[dict[str, Any]]:
