@@ -178,3 +178,20 @@ def test_steerings_are_values() -> None:
     np.testing.assert_allclose((one * 2).vectors[0], 2 * one.vectors[0])
     with pytest.raises(ValueError, match="read-only"):
         one.vectors[0][0] = 1
+
+
+def test_only_the_steerings_used_last_are_kept(lm: NativeBackend) -> None:
+    """A server meets a new steering with every request; what they need must not add up."""
+    lm.engine.steerings._most = 4
+    first = Steering(vectors(0, 1))
+    exact, _ = reference([first] * 10, PROMPT)
+    for seed in range(12):
+        lm.generate(lm.branch(PROMPT, steering=Steering(vectors(seed, 1))), 1, max_tokens=3)
+        lm.generate(lm.branch(PROMPT, steering=first), 1, max_tokens=3)
+    assert len(lm.engine.steerings.known) == 4
+    assert len(getattr(lm.engine.runner, "_steering_records", ())) <= 5
+    assert lm.engine.steerings.mark(first) >> 32 == 1, "what is in use keeps its number"
+    assert close(logprobs(lm.branch(PROMPT, steering=first)), exact[-1].log_softmax(-1), lm)
+    again = Steering(vectors(1, 1))  # forgotten meanwhile: another number, the same steering
+    exact, _ = reference([again] * 10, PROMPT)
+    assert close(logprobs(lm.branch(PROMPT, steering=again)), exact[-1].log_softmax(-1), lm)

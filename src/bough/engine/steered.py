@@ -8,27 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bough.core import InvalidInput, Steering
+from bough.core import CapacityError, InvalidInput, Steering
 
 _SHIFT = 32
 _ID = (1 << _SHIFT) - 1
+_MOST = 256
 
 
 class Steerings:
-    """The steerings that an engine has met, each with a number from 1 on.
+    """The steerings that an engine has met of late, each with a number from 1 on.
 
     A token's id with the number of its steering is one integer, id + number * 2**32. The radix tree, which compares
-    tokens, then takes a token under another steering for another token.
+    tokens, then takes a token under another steering for another token. Only the `most` that were used last are kept;
+    one that comes back later gets another number, and its tokens are computed again.
 
     Args:
         layers, hidden: of the model.
+        most: how many are kept.
     """
 
-    def __init__(self, layers: int, hidden: int) -> None:
-        self._layers, self._hidden = layers, hidden
-        self._numbers: dict[Steering, int] = {}
+    def __init__(self, layers: int, hidden: int, most: int = _MOST) -> None:
+        self._layers, self._hidden, self._most = layers, hidden, most
+        self._numbers: dict[Steering, int] = {}  # the one used last comes last
+        self._given = 0
         self._lock = threading.Lock()
-        self.known: list[Steering] = []
+        self.known: dict[int, Steering] = {}
 
     def mark(self, steering: Steering | None) -> int:
         """What is added to the ids of tokens under a steering.
@@ -39,12 +43,30 @@ class Steerings:
         if steering is None:
             return 0
         with self._lock:
-            number = self._numbers.get(steering)
+            number = self._numbers.pop(steering, None)
             if number is None:
                 self._check(steering)
-                self.known.append(steering)
-                number = self._numbers[steering] = len(self.known)
+                self._given += 1
+                number = self._given
+                self.known[number] = steering
+                if len(self.known) > self._most:
+                    del self.known[self._numbers.pop(next(iter(self._numbers)))]
+            self._numbers[steering] = number
         return number << _SHIFT
+
+    def numbered(self, number: int) -> Steering:
+        """The steering with this number.
+
+        Raises:
+            CapacityError: so many others were used since that it was forgotten.
+        """
+        found = self.known.get(number)
+        if found is None:
+            raise CapacityError(
+                f"a steering was forgotten while it was in use, because more than {self._most} others came since; "
+                "use fewer at the same time"
+            )
+        return found
 
     def _check(self, steering: Steering) -> None:
         for layer, vector in steering.vectors.items():
@@ -58,7 +80,7 @@ class Steerings:
 
     def matrix(self, number: int) -> np.ndarray:
         """All vectors of a steering, float32 ``[layers, H]``, zeros where it has none."""
-        steering = self.known[number - 1]
+        steering = self.numbered(number)
         rows = np.zeros((self._layers, self._hidden), np.float32)
         for layer, vector in steering.vectors.items():
             rows[layer] = vector
@@ -67,7 +89,7 @@ class Steerings:
     def edit(self, layer: int, x: Tensor, numbers: np.ndarray) -> Tensor:
         """The residual stream ``x [T, H]`` after a layer, steered; ``numbers [T]`` are the tokens' steerings."""
         for number in np.unique(numbers[numbers > 0]).tolist():
-            steering = self.known[number - 1]
+            steering = self.numbered(number)
             if layer not in steering.vectors:
                 continue
             rows = torch.from_numpy(np.flatnonzero(numbers == number)).to(x.device)

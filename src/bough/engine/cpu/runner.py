@@ -55,7 +55,8 @@ class CompiledRunner:
         self._records = self._model.ctypes.data, self._pass.ctypes.data, self._memory.ctypes.data
         self._draws_at = self._draws.ctypes.data
         self._drawings, self._logprobs = np.zeros((4, 0), np.int64), np.zeros((3, 0), np.float32)
-        self._steerings, self._steering_records = steerings, [np.zeros(1, STEERING)]
+        self._steerings = steerings
+        self._steering_records: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # and the vectors that they point to
         self._plan: Plan | None = None
         self._rows = self._wanted = 0
         self._logits = torch.empty(0, 0)
@@ -232,17 +233,23 @@ class CompiledRunner:
         tokens[:], numbers = split(tokens)
         if not numbers.any():
             return 0
-        while len(self._steering_records) <= numbers.max():
-            number = len(self._steering_records)
-            record, vectors = np.zeros(1, STEERING), torch.from_numpy(self._steerings.matrix(number))
-            record[0]["vectors"], record[0]["rescale"] = (
-                self._address(vectors),
-                self._steerings.known[number - 1].rescale,
-            )
-            self._steering_records.append(record)
-        addresses = np.array([0, *(record.ctypes.data for record in self._steering_records[1:])])
-        self._steered = addresses[numbers]
-        return self._steered.ctypes.data
+        used, places = np.unique(numbers, return_inverse=True)
+        self._steered = np.array([self._steering_address(number) for number in used.tolist()])[places]
+        for number in [number for number in self._steering_records if number not in self._steerings.known]:
+            if number not in used:
+                del self._steering_records[number]
+        return int(self._steered.ctypes.data)
+
+    def _steering_address(self, number: int) -> int:
+        """Of the record of the steering with this number, which is made at first use; 0 for none."""
+        if number == 0:
+            return 0
+        if number not in self._steering_records:
+            steering, vectors = self._steerings.numbered(number), self._steerings.matrix(number)
+            record = np.zeros(1, STEERING)
+            record[0]["vectors"], record[0]["rescale"] = vectors.ctypes.data, steering.rescale
+            self._steering_records[number] = record, vectors
+        return int(self._steering_records[number][0].ctypes.data)
 
     def _prepare_draws(self, logits: Tensor, places: Places, drawings: Sequence[Drawing]) -> Drawn:
         """Fill in the record of what is drawn; returns where it will be."""
