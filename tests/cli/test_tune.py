@@ -42,6 +42,18 @@ def test_programs_get_all_of_it_and_the_command_runs(chains, bough):
     assert {"name": solved["strategy"], **solved["params"]} == found["strategy"]
 
 
+def test_architectures_compete_and_their_search_is_counted(chains, bough):
+    pytest.importorskip("optuna", reason="architectures are searched by optuna, an extra")
+    found = json.loads(bough(*QUICK, "-s", "greedy", "--architectures", 2, "--json").stdout)
+    assert 0 < found["architectures"]["trials"] <= 2 * 32
+    names = [found["strategy"]["name"], *(rival["strategy"]["name"] for rival in found["rivals"])]
+    assert "archon" in names
+    made = [record for record in records(chains) if record["strategy"] == "archon"]
+    assert found["architectures"]["tokens"] <= sum(record["tokens"] for record in made)
+    words = " ".join(bough(*QUICK, "-s", "greedy", "--architectures", 2).stdout.split())
+    assert "finding architectures to compare cost 0 trials" in words, "they are in the results by now"
+
+
 def test_a_name_alone_tries_all_that_the_technique_has(chains, bough):
     found = json.loads(bough(*QUICK, "-s", "self-consistency", "--json").stdout)
     assert found["rounds"][0]["candidates"] == 10

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bough.core import Strategy
 
 _SHOWN = 12  # rivals in the table; --json has all
+_SEARCHED = ("tokens", "reward_calls")
 
 
 def tune(
@@ -127,12 +128,15 @@ def tune(
 
             try:
                 if architectures:
+                    before = len(results.records)
                     found = bench.search_architectures(
                         lm, aim, budget, count=architectures, reward=judge, split=split, level=level, seed=seed,
                         results=results, on_progress=lambda done, count, best: show(done, count, f"layers: {best}"),
                         **names,
                     )  # fmt: skip
                     chosen = [*chosen, *(strategy for strategy, _ in found)]
+                    run = results.records[before:]
+                    searched = {"trials": len(run), **{cost: sum(r[cost] for r in run) for cost in _SEARCHED}}
                 tuned = bench.tune(
                     lm, aim, budget, strategies=chosen, reward=judge, problems=problems, fresh=fresh, eta=eta,
                     first=first, split=split, level=level, seed=seed, concurrency=concurrency, results=results,
@@ -147,9 +151,16 @@ def tune(
                 raise typer.Exit(INTERRUPTED) from None
     command = _command(tuned, task, level, model)
     if json:
-        print_json({**tuned.to_dict(), "command": command, "results": str(results.path)})
+        extra = {"architectures": searched} if architectures else {}
+        print_json({**tuned.to_dict(), **extra, "command": command, "results": str(results.path)})
         return
     _show(tuned)
+    if architectures:
+        out.print(
+            f"finding architectures to compare cost {searched['trials']:,} trials before: {searched['tokens']:,} "
+            f"tokens, {searched['reward_calls']:,} reward calls",
+            soft_wrap=True,
+        )
     out.print(f"\nnext: {command}", markup=False, soft_wrap=True)
 
 
