@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write
 
 import bough
 from bough.bench import Arm, evaluate_async, trials
@@ -226,12 +226,7 @@ def main() -> None:
     }
     rows = [row for found in run_parts(part, parts, args.scratch).values() for row in found]
     summary = summarise(rows, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(summary["cells"][0]))
-        writer.writeheader()
-        writer.writerows(summary["cells"])
+    write(args.out, summary, summary["cells"])
     plot(summary, args.out.with_suffix(".svg"))
     for cell in summary["cells"]:
         print(

@@ -17,13 +17,13 @@ goes on from there; delete them when a model or a sampler has changed. The summa
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write
 
 import bough
 from bough.bench import Arm, evaluate_async, trials
@@ -140,12 +140,7 @@ def main() -> None:
     found = run_parts(part, {**alone, **right}, args.scratch)
     rows, times = ([row for name in names for row in found[name]] for names in (right, alone))
     summary = summarise(rows, times, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(summary["cells"][0]))
-        writer.writeheader()
-        writer.writerows(summary["cells"])
+    write(args.out, summary, summary["cells"])
     for cell in summary["cells"]:
         print(
             f"{cell['task']:11} {cell['method']:20} accuracy {cell['accuracy']:.3f} [{cell['low']:.3f}, "

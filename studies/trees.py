@@ -17,7 +17,6 @@ that was stopped goes on from there; delete them when a model or a search has ch
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 from collections import defaultdict
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write
 
 import bough
 from bough.bench import Arm, evaluate_async, trials
@@ -197,12 +197,7 @@ def main() -> None:
     }
     rows = [row for found in run_parts(part, parts, args.scratch).values() for row in found]
     summary = summarise(rows, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(summary["cells"][0]))
-        writer.writeheader()
-        writer.writerows(summary["cells"])
+    write(args.out, summary, summary["cells"])
     for cell in summary["cells"]:
         print(
             f"{cell['task']:13} {cell['method']:17} accuracy {cell['accuracy']:.3f} [{cell['low']:.3f}, "
