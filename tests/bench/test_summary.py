@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bough.bench import cells, compare, comparisons, plot, write_summary
+from bough.bench import cells, compare, comparisons, plot, title, write_summary
 from bough.core import InvalidInput
 from records import record
 
@@ -24,6 +24,13 @@ def test_a_cell_s_numbers_are_means_over_its_records():
     assert cell.costs["tokens"] == 150
     assert cell.costs["reward_calls"] == 15
     assert cell.stopped == 0
+
+
+def test_a_title_names_level_and_split_where_there_are_any():
+    generated, file = record(), {**record(), "level": None, "split": "file"}
+    first, second = cells([generated, file])
+    assert f"level {generated['level']}" in title(first) and generated["split"] in title(first)
+    assert "None" not in title(second) and title(second).startswith(f"{file['task']}, ")
 
 
 def test_labels_name_what_differs_and_nothing_else():

@@ -89,6 +89,8 @@ def title(cell: Cell) -> str:
     """The cell's setting in words; the model's fingerprint left out."""
     setting = cell.setting
     model = setting["model"].split("@")[0]
+    if setting["level"] is None:  # a file of problems has neither levels nor splits
+        return f"{setting['task']}, {model}"
     return f"{setting['task']}, level {setting['level']}, {setting['split']} problems, {model}"
 
 
