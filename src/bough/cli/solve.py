@@ -241,7 +241,7 @@ def _result(
     prepared: Prepared, asked: str | Problem, stopped_by: str | None, seed: int, saved: Path | None
 ) -> dict[str, Any]:
     run = prepared.run
-    text = "" if run.best is None else run.best.completion
+    text = "" if run.best is None else run.best.answer
     described = prepared.strategy.describe()
     result = {
         "text": text,

@@ -34,6 +34,7 @@ from .sampling import Sampling, Stop, StopLike
 from .steering import Steering
 from .stopping import Solution, StoppingRule
 from .technique import Promise, Strategy, TechniqueInfo, get_technique, technique, techniques
+from .thinking import Thinking
 
 __all__ = [
     "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted",
@@ -41,6 +42,6 @@ __all__ = [
     "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "Occupancy",
     "OnToken", "Promise", "Proposed", "Pruned", "Reward", "RewardError", "Root", "Run", "SampleSpec",
     "Sampled", "Sampling", "Scored", "Selected", "Solution", "Steering", "Stop", "StopLike", "StoppingRule",
-    "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace", "UnsupportedError",
-    "get_technique", "run", "technique", "techniques",
+    "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "Thinking", "TokenizerLike", "Trace",
+    "UnsupportedError", "get_technique", "run", "technique", "techniques",
 ]  # fmt: skip

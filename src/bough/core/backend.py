@@ -16,6 +16,7 @@ from .branch import Branch, Branches, Draw, Finish, SampleSpec
 from .errors import InvalidInput, UnsupportedError
 from .noise import mix, token_key
 from .steering import Steering
+from .thinking import Thinking
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class Backend(ABC):
         vocab_size: number of token ids.
         context: the most tokens one branch may have, prompt included.
         layers: of the model, after which hidden states can be read and steered; 0 where that is not offered.
+        thinking: how the model marks what it thinks aloud; None where it does not.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Backend(ABC):
     vocab_size: int
     context: int
     layers: int = 0
+    thinking: Thinking | None = None
 
     # What a backend implements -----------------------------------------------------------------------------
 

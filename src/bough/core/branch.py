@@ -156,6 +156,14 @@ class Branch:
         return self.backend.decode([token for node in self.path[1:] for token in node.appended])
 
     @property
+    def answer(self) -> str:
+        """The completion without the thoughts of a model that thinks aloud; empty while they last."""
+        thinking = self.backend.thinking
+        if thinking is None:
+            return self.completion
+        return thinking.answer(self.completion, opened=thinking.open_at_end(self.root.text))
+
+    @property
     def logprob(self) -> float:
         """Log-probability, under the model, of everything drawn from the root to here."""
         return self._total("logprobs")

@@ -70,7 +70,7 @@ class Answer:
     """What a run found, and what it cost.
 
     Attributes:
-        text: the completion (the prompt left out).
+        text: the completion (the prompt left out, and the thoughts of a model that thinks aloud).
         score: the reward of the answer, or None if it was never scored.
         branch: the answer's branch; None if the budget ended before there was any.
         stopped_by: the budget that ended the run ("tokens: 200 of 200"), or the stopping rule that did
@@ -186,7 +186,7 @@ class Run:
         if self.stop is None:
             return False
         if self.ledger.stopped is None and branch.key not in self._seen:
-            self._seen[branch.key] = Solution(self.task.extract(branch.completion), score)
+            self._seen[branch.key] = Solution(self.task.extract(branch.answer), score)
             reason = self.stop(list(self._seen.values()))
             if reason is not None:
                 self.ledger.stopped = f"stop: {self.stop.info.name}: {reason}"
@@ -196,7 +196,7 @@ class Run:
         """Whether the branch is a whole solution: the text has ended, or the task has nothing left to say."""
         if branch.finished:
             return True
-        text, answer_stop = branch.completion, self.task.answer_stop
+        text, answer_stop = branch.answer, self.task.answer_stop
         return (answer_stop is not None and answer_stop in text) or self.task.is_complete(text)
 
     @property
@@ -302,7 +302,7 @@ class Run:
             self.ledger.close()
         stopped_by = self.ledger.stopped or stopped_by
         result = Answer(
-            text=self.best.completion if self.best is not None else "",
+            text=self.best.answer if self.best is not None else "",
             score=self.best_score,
             branch=self.best,
             ledger=self.ledger,

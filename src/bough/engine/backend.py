@@ -19,9 +19,11 @@ from bough.core import (
     OnToken,
     SampleSpec,
     Stop,
+    Thinking,
     TokenizerLike,
     UnsupportedError,
 )  # fmt: skip
+from bough.core.thinking import CLOSING, OPENING
 from bough.models import Decoder
 
 from .attention import SHARE_FROM
@@ -71,6 +73,7 @@ class NativeBackend(Backend):
         self.context = config.context
         self.vocab_size = config.vocab_size
         self.layers = config.num_layers
+        self.thinking = _thinking(tokenizer)
         generates = decoder.head_kind == "lm"
         self.capabilities = frozenset(Capability) if generates else frozenset(
             (Capability.NEXT_TOKEN, Capability.LOGITS, Capability.HIDDEN, Capability.STEERING)
@@ -209,6 +212,13 @@ class NativeBackend(Backend):
     def peak_kv_bytes(self) -> int:
         """The most KV memory that was in use at any moment."""
         return self.engine.pool.peak * self.engine.pool.token_bytes
+
+
+def _thinking(tokenizer: TokenizerLike | None) -> Thinking | None:
+    """The usual marks of thoughts, if the tokenizer has a token for each."""
+    if tokenizer is None or any(len(tokenizer.encode(mark)) != 1 for mark in (OPENING, CLOSING)):
+        return None
+    return Thinking()
 
 
 def _eos_ids(entry: int | list[int] | None) -> frozenset[int]:

@@ -123,7 +123,7 @@ class ProcessReward:
         if self._reads_own_tokens(branch, run):
             prefixes = self._own_tokens(branch.tokens, root.length, single_token(self._tokenizer, stop))[wanted]
         else:
-            steps = [step for step in branch.completion.split(stop) if step.strip()]
+            steps = [step for step in branch.answer.split(stop) if step.strip()]
             question = self._question(root)
             prefixes = [
                 self.format.prefix(self._tokenizer, question, steps[: index + 1])
@@ -133,7 +133,7 @@ class ProcessReward:
 
     def _reads_own_tokens(self, branch: Branch, run: Run) -> bool:
         same_stop = isinstance(self.format, AtStepEnd) and self.format.tag == run.task.step_stop
-        return same_stop and self._shares_tokens(branch.backend)
+        return same_stop and branch.backend.thinking is None and self._shares_tokens(branch.backend)
 
     def _own_tokens(self, tokens: list[int], start: int, tag: int) -> list[list[int]]:
         """The prefixes of a generated sequence that end in the tag, one per step."""

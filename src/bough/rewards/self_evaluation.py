@@ -91,7 +91,7 @@ class SelfEvaluation:
         chat = has_template if self.chat is None else self.chat
         template = self.template or (CHAT_TEMPLATE if chat else TEMPLATE)
         # Not str.format: problems are full of braces.
-        text = template.replace("{prompt}", "\0").replace("{completion}", branch.completion.strip())
+        text = template.replace("{prompt}", "\0").replace("{completion}", branch.answer.strip())
         text = text.replace("\0", branch.root.text.strip())
         tokens = (
             tokenizer.chat([{"role": "user", "content": text}]) if chat else tokenizer.encode(text, add_special=True)

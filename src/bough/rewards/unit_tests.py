@@ -77,7 +77,7 @@ class UnitTests:
 
     def _job(self, branch: Branch) -> tuple[str, tuple[str, ...]] | None:
         """Program and tests."""
-        code = code_of(branch.completion)
+        code = code_of(branch.answer)
         if code is None:
             return None
         prompt = branch.root.text

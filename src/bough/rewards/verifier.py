@@ -43,7 +43,7 @@ class Verifier:
         """
 
         async def one(branch: Branch) -> Any:
-            verdict = self.check(branch if self.on == "branch" else branch.completion)
+            verdict = self.check(branch if self.on == "branch" else branch.answer)
             return await verdict if inspect.isawaitable(verdict) else verdict
 
         verdicts = await asyncio.gather(*map(one, branches))
@@ -81,9 +81,9 @@ class Oracle:
         """1.0 for a right solution, or a partial one whose steps so far are right; else 0.0."""
         return [
             float(
-                self.task.check(self.problem, branch.completion)
+                self.task.check(self.problem, branch.answer)
                 if run.is_solution(branch)
-                else all(self.task.step_labels(self.problem, branch.completion))
+                else all(self.task.step_labels(self.problem, branch.answer))
             )
             for branch in branches
         ]

@@ -32,6 +32,6 @@ class Vote:
                 "a vote was asked for about 1 branch; it needs at least 2 in one call: use a strategy that judges "
                 "its samples together, or self-consistency, which votes itself"
             )
-        answers = [run.task.extract(branch.completion) for branch in branches]
+        answers = [run.task.extract(branch.answer) for branch in branches]
         votes = Counter(answer for answer in answers if answer is not None)
         return [0.0 if answer is None else (votes[answer] - 1) / (len(branches) - 1) for answer in answers]

@@ -165,7 +165,7 @@ async def allocate(
         question, index, task = under_way[0]
         leaf = await task
         leaves[question][index] = leaf
-        chooser.told(question, index, run.task.extract(leaf.completion))
+        chooser.told(question, index, run.task.extract(leaf.answer))
         under_way.popleft()
 
     try:

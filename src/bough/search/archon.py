@@ -221,11 +221,11 @@ class _Asker:
     async def ask_all(self, template: str, candidates: Sequence[Candidate], **options: object) -> list[str]:
         """What the model replies about each candidate."""
         replies = [self.ask(template, answer=_text(c), **options) for c in candidates]  # type: ignore[arg-type]
-        return [reply[0].completion for reply in await settle(replies)]
+        return [reply[0].answer for reply in await settle(replies)]
 
 
 def _text(candidate: Candidate) -> str:
-    return candidate.branch.completion.strip()
+    return candidate.branch.answer.strip()
 
 
 def _listed(candidates: Sequence[Candidate]) -> str:
@@ -244,7 +244,7 @@ async def _reward(asker: _Asker, candidates: list[Candidate], count: int) -> lis
 
 
 async def _vote(asker: _Asker, candidates: list[Candidate], count: int) -> list[Candidate]:
-    answers = [asker.run.task.extract(c.branch.completion) for c in candidates]
+    answers = [asker.run.task.extract(c.branch.answer) for c in candidates]
     totals = tally(answers)
     most = sorted(totals, key=lambda answer: -totals[answer])[:count]
     return [candidates[answers.index(answer)] for answer in most] or candidates[:count]
@@ -257,7 +257,7 @@ async def _critique(asker: _Asker, candidates: list[Candidate], count: int) -> l
 
 async def _rank(asker: _Asker, candidates: list[Candidate], count: int) -> list[Candidate]:
     (reply,) = await asker.ask(_RANK, candidates=_listed(candidates), greedy=True)
-    named = [int(number) - 1 for number in re.findall(r"[0-9]+", reply.completion)]
+    named = [int(number) - 1 for number in re.findall(r"[0-9]+", reply.answer)]
     order = dict.fromkeys([*(i for i in named if 0 <= i < len(candidates)), *range(len(candidates))])
     return [candidates[i] for i in order][:count]
 
@@ -281,7 +281,7 @@ async def _verify(asker: _Asker, candidates: list[Candidate], count: int) -> lis
 
 async def _tests(asker: _Asker, candidates: list[Candidate], count: int) -> list[Candidate]:
     (reply,) = await asker.ask(_TESTS, count=count)
-    tests = [line.strip() for line in reply.completion.splitlines() if line.strip()][:count]
+    tests = [line.strip() for line in reply.answer.splitlines() if line.strip()][:count]
     verdicts = await settle(asker.ask_all(_TEST, candidates, test=test, greedy=True, tokens=16) for test in tests)
     passed = [
         sum(re.search(r"\byes\b", verdict.lower()) is not None for verdict in column)

@@ -87,7 +87,7 @@ class FractionalReasoning(WholeSearch):
         finally:
             if self.choose == "vote" and ballots:
                 leaves = [ballots[index] for index in sorted(ballots)]
-                won = winner([run.task.extract(leaf.completion) for leaf in leaves])
+                won = winner([run.task.extract(leaf.answer) for leaf in leaves])
                 if won is None:
                     run.propose(leaves[0])
                 else:

@@ -168,7 +168,7 @@ class HyPER(StepSearch):
 
     def _lead(self, pool: Pool, run: Run) -> tuple[float, float]:
         """The leading answer's share, and the most that another answer could get of what is there."""
-        answers = [run.task.extract(b.completion) if run.is_solution(b) else None for b in pool.branches]
+        answers = [run.task.extract(b.answer) if run.is_solution(b) else None for b in pool.branches]
         totals = sorted(tally(answers, pool.shares).values(), reverse=True)
         lead = totals[0] if totals else 0.0
         open_ended = sum(share for share, answer in zip(pool.shares, answers, strict=True) if answer is None)
@@ -176,7 +176,7 @@ class HyPER(StepSearch):
 
     def _vote(self, pool: Pool, run: Run) -> None:
         whole = [index for index, branch in enumerate(pool.branches) if run.is_solution(branch)]
-        answers = [run.task.extract(pool.branches[index].completion) for index in whole]
+        answers = [run.task.extract(pool.branches[index].answer) for index in whole]
         won = winner(answers, [pool.shares[index] for index in whole])
         if won is not None:
             # The last digits of log-probabilities depend on what shares the batch.

@@ -45,7 +45,7 @@ class PowerSearch(Strategy):
         """Whether the answer is over: the text has ended, the answer stop is in it, or it is as long as allowed."""
         if branch.finished or branch.length - prompt.length >= self.max_tokens:
             return True
-        return run.task.answer_stop is not None and run.task.answer_stop in branch.completion
+        return run.task.answer_stop is not None and run.task.answer_stop in branch.answer
 
 
 async def extend(branches: Branches, run: Run, **options: Any) -> Branches:

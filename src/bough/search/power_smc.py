@@ -133,7 +133,7 @@ class PowerSMC(PowerSearch, Weighted):
         """The answer of a population, and its share of the vote if there was one."""
         branches = population.branches
         if self.answer == "vote":
-            answers = [run.task.extract(branch.completion) for branch in branches]
+            answers = [run.task.extract(branch.answer) for branch in branches]
             won = winner(answers, population.weights.tolist())
             if won is not None:
                 return branches[won[0]], won[1]

@@ -85,7 +85,7 @@ class RPC(WholeSearch):
                 if self.probability == "mean":
                     logprobs = [p / max(1, len(leaf.appended)) for p, leaf in zip(logprobs, leaves, strict=True)]
                 weights = path_weights([leaf.appended for leaf in leaves], logprobs, self.prune)
-                won = winner([run.task.extract(leaf.completion) for leaf in leaves], weights)
+                won = winner([run.task.extract(leaf.answer) for leaf in leaves], weights)
                 if won is None:
                     run.propose(leaves[0])
                 else:

@@ -74,7 +74,7 @@ class SelfConsistency(WholeSearch):
         finally:
             # Also when cut off: the vote of those that were in by then, in an order that no timing changes.
             order = sorted(ballots)
-            answers = [run.task.extract(ballots[index][0].completion) for index in order]
+            answers = [run.task.extract(ballots[index][0].answer) for index in order]
             voters = [ballots[index][1] * (answer is not None) for index, answer in zip(order, answers, strict=True)]
             won = winner(answers, most_sure(voters, self.keep) if order else None)
             if won is not None:

@@ -190,7 +190,7 @@ def require_positive(owner: object, *names: str) -> None:
 
 def answered(branch: Branch, run: Run) -> bool:
     """Whether the task finds a final answer in the branch."""
-    return run.task.extract(branch.completion) is not None
+    return run.task.extract(branch.answer) is not None
 
 
 async def draw_judging(states: Branches, run: Run, **options: Any) -> Branches:
