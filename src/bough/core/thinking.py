@@ -31,7 +31,7 @@ class Thinking:
     def __post_init__(self) -> None:
         for name in ("opening", "closing"):
             if not getattr(self, name).strip():
-                raise InvalidInput(f"{name}={getattr(self, name)!r} has nothing that marks thoughts; give {OPENING!r}")
+                raise InvalidInput(f"{name}={getattr(self, name)!r} marks nothing; give {OPENING!r}")
         try:
             re.compile(self.cues)
         except re.error as error:
