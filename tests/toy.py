@@ -104,7 +104,7 @@ class ToyBackend(Backend):
     """
 
     name = "toy"
-    capabilities = frozenset(Capability)
+    capabilities = frozenset(Capability) - {Capability.THINKING}
     vocab_size = len(SYMBOLS)
     layers = 2
 

@@ -134,6 +134,7 @@ def load(
     # What the caller leaves out is the engine's to choose.
     given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None and name != "context"}
     backend: Backend = NativeBackend(decoder, load_tokenizer(folder), name=os.fspath(source), **given)
+    backend.folder = folder
     assert isinstance(where, torch.device)
     return backend
 

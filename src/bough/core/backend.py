@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -34,6 +35,7 @@ class Capability(Enum):
     LOGITS = "the logits of a whole prompt"
     HIDDEN = "hidden states"
     STEERING = "steering of the residual stream"
+    THINKING = "thoughts aloud, marked off from the answer"
     SEEDED = "the same tokens for the same seed, whatever shares the batch"
 
 
@@ -81,6 +83,7 @@ class Backend(ABC):
         context: the most tokens one branch may have, prompt included.
         layers: of the model, after which hidden states can be read and steered; 0 where that is not offered.
         thinking: how the model marks what it thinks aloud; None where it does not.
+        folder: where the checkpoint lies, and what was made for it besides; None where that is elsewhere.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Backend(ABC):
     context: int
     layers: int = 0
     thinking: Thinking | None = None
+    folder: Path | None = None
 
     # What a backend implements -----------------------------------------------------------------------------
 

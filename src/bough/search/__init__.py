@@ -14,6 +14,7 @@ from .dvts import DVTS
 from .fractional_reasoning import FractionalReasoning
 from .greedy import Greedy
 from .hyper import HyPER
+from .lynx import Lynx
 from .mcts import MCTS
 from .optscale import OptScale
 from .particle_filter import ParticleFilter
@@ -29,7 +30,7 @@ from .treebon import TreeBoN
 
 __all__ = [
     "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "CoAT", "DVTS",
-    "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "MCTS", "OptScale", "PETS",
+    "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "Lynx", "MCTS", "OptScale", "PETS",
     "ParticleFilter", "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower",
     "ScoreThreshold", "SelfConsistency", "TreeBoN", "allocate",
 ]  # fmt: skip
