@@ -9,6 +9,7 @@ from .errors import (
     CapacityError,
     CheckpointError,
     ConfigError,
+    EndpointError,
     EngineClosed,
     InvalidInput,
     NumericalError,
@@ -37,8 +38,8 @@ from .technique import Promise, Strategy, TechniqueInfo, get_technique, techniqu
 
 __all__ = [
     "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted",
-    "Capability", "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event",
-    "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "Occupancy",
+    "Capability", "CapacityError", "CheckpointError", "ConfigError", "Draw", "EndpointError", "EngineClosed",
+    "Event", "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "Occupancy",
     "OnToken", "Promise", "Proposed", "Pruned", "Reward", "RewardError", "Root", "Run", "SampleSpec",
     "Sampled", "Sampling", "Scored", "Selected", "Solution", "Steering", "Stop", "StopLike", "StoppingRule",
     "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "TokenizerLike", "Trace", "UnsupportedError",

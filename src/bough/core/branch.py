@@ -94,7 +94,7 @@ class Branch:
     def logprobs(self) -> np.ndarray:
         """Log-probability of each appended token under the model (temperature 1, nothing filtered).
 
-        float32 ``[len(appended)]``; NaN where tokens were given rather than drawn.
+        float32 ``[len(appended)]``; NaN where tokens were given rather than drawn, or the backend does not say.
         """
         return self._given() if self._logprobs is None else self._logprobs
 
@@ -157,16 +157,20 @@ class Branch:
 
     @property
     def logprob(self) -> float:
-        """Log-probability, under the model, of everything drawn from the root to here."""
-        return self._total("logprobs")
+        """Log-probability, under the model, of everything drawn from the root to here.
+
+        NaN where the backend did not say that of a drawn token.
+        """
+        return self._total("_logprobs")
 
     @property
     def sample_logprob(self) -> float:
         """The same under the distribution that the tokens were drawn from."""
-        return self._total("sample_logprobs")
+        return self._total("_sample_logprobs")
 
     def _total(self, name: str) -> float:
-        return float(sum(np.nansum(getattr(node, name), dtype=np.float64) for node in self.path))
+        drawn = [values for node in self.path if (values := getattr(node, name)) is not None]
+        return float(sum(values.sum(dtype=np.float64) for values in drawn))
 
     @property
     def finished(self) -> bool:
