@@ -3,8 +3,8 @@
 Two ways to write log-probabilities are in use, and some servers answer either request in either way: parallel lists
 (``tokens``, ``token_logprobs``, of `/v1/completions`) and a list of objects (``content``, of `/v1/chat/completions`).
 A piece that is less than a character is written as U+FFFD or as nothing, unless its bytes are given too; such pieces
-are joined until they spell characters, and the log-probabilities are added. What cannot be matched with the text has no
-log-probability here (NaN), never a number that stands for one.
+are joined until they spell characters, and the log-probabilities are added. What cannot be matched with the text has
+no log-probability here (NaN), never a number that stands for one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOST = "�"
 
 
 class Piece(NamedTuple):
-    """A token as an endpoint reports it: its spelling, log-probability (NaN: not reported) and id (None: the same)."""
+    """A token as an endpoint reports it: spelling, log-probability (NaN) and id (None), where it reports them."""
 
     spelling: bytes
     logprob: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -81,9 +82,11 @@ class Caller:
                         yield None, usage
             if not over:
                 raise EndpointError(f"{self.client.url}/{route.path} ended its stream without a finish_reason")
+        except (asyncio.CancelledError, GeneratorExit):
+            self.statistics.cancelled += not over
+            raise
         finally:
             self.statistics.requests += over
-            self.statistics.cancelled += not over
             self.statistics.retries = self.client.retried
 
     async def score(self, route: Route, prompt: Prompt, borders: Sequence[int]) -> np.ndarray:
@@ -98,7 +101,7 @@ class Caller:
             UnsupportedError: the endpoint reads one token across a border.
             EndpointError: it reports something else than the prompt.
         """
-        text, pieces = await self._read(route, prompt)
+        text, pieces = await self._read(route, prompt, prompt.text)
         if prompt.ids is not None:
             values = np.array([piece.logprob for piece in pieces], np.float32)
             return np.array([values[a:b].sum() for a, b in zip(borders, borders[1:], strict=False)], np.float32)
@@ -106,9 +109,9 @@ class Caller:
         if found is None:
             edges = ", ".join(repr(text.encode()[max(0, b - 8) : b + 8].decode("utf-8", "replace")) for b in borders)
             raise UnsupportedError(
-                f"the endpoint reads a token across a border of what is to be scored (around {edges}), so that it has no "
-                "log-probability of its own; score text that begins and ends at a token's border, such as a word with "
-                "the space before it"
+                f"the endpoint reads a token across a border of what is to be scored (around {edges}), so that "
+                "it has no log-probability of its own; score text that begins and ends at a token's border, such as "
+                "a word with the space before it"
             )
         return found
 
@@ -117,7 +120,7 @@ class Caller:
 
         NaN where the endpoint does not read that as one token.
         """
-        text, pieces = await self._read(route, prompt._replace(text=prompt.text + literal))
+        _, pieces = await self._read(route, prompt._replace(text=prompt.text + literal), prompt.text)
         at, size = 0, len(prompt.text.encode())
         for piece in pieces:
             if at >= size:
@@ -127,14 +130,14 @@ class Caller:
             at += len(piece.spelling)
         return math.nan
 
-    async def _read(self, route: Route, prompt: Prompt) -> tuple[str, list[Piece]]:
-        """A prompt's text and its pieces, with a token more behind them that it takes to ask."""
+    async def _read(self, route: Route, prompt: Prompt, begin: str) -> tuple[str, list[Piece]]:
+        """A prompt's text and its pieces, which begin by spelling ``begin``; it may take another token to ask."""
         body = route.body(self.model, prompt, max_tokens=1, logprobs=True)
         body.update({"echo": True} if route.score == "echo" else {"prompt_logprobs": 0})
         answer = await self._post(route, body)
         (choice, *_) = [self._spelled(route, choice) for choice in choices(answer)]
         if route.score == "echo":
-            return choice.text, without_begin(choice.text, choice.pieces)
+            return choice.text, without_begin(begin, choice.pieces)
         reported = answer["choices"][0].get("prompt_logprobs") or answer.get("prompt_logprobs")
         if not isinstance(reported, list):
             raise EndpointError(f"{self.client.url}/{route.path} gave no prompt_logprobs, which it has given before")
@@ -146,14 +149,14 @@ class Caller:
         return prompt.text, pieces
 
     async def _post(self, route: Route, body: Mapping[str, Any], trying: bool = False) -> dict[str, Any]:
-        over = False
         try:
             answer = await self.client.post(route.path, body, trying=trying)
-            over = True
+        except asyncio.CancelledError:
+            self.statistics.cancelled += 1
+            raise
         finally:
-            self.statistics.requests += over
-            self.statistics.cancelled += not over
             self.statistics.retries = self.client.retried
+        self.statistics.requests += 1
         self._count(Usage.of(answer))
         return answer
 

@@ -130,8 +130,8 @@ class Client:
                         return response.json()
                     except ValueError:
                         raise EndpointError(
-                            f"{self.url}/{path} answered {_short(self._redacted(response.text))!r}, which is not JSON; "
-                            "is this the address of an OpenAI-compatible server, with its /v1?"
+                            f"{self.url}/{path} answered {_short(self._redacted(response.text))!r}, which is "
+                            "not JSON; is this the address of an OpenAI-compatible server, with its /v1?"
                         ) from None
                 await self._refused(path, response, attempt, _AGAIN - {500} if trying else _AGAIN)
             attempt += 1

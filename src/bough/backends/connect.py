@@ -50,11 +50,12 @@ def connect(
     Args:
         url: of the API, such as "http://host:8000/v1"; "#name" at its end names the model.
         model: its name there; default, the one that the endpoint serves, if it is one.
-        tokenizer: the model's, as a folder, a Hub id, or loaded. With it, branches are token ids where the endpoint takes
-            them, chats are formatted here, and the end of a text can be scored. Its weights are not downloaded.
+        tokenizer: the model's, as a folder, a Hub id, or loaded. With it, branches are token ids where the endpoint
+            takes them, chats are formatted here, and the end of a text can be scored. Its weights are not downloaded.
         api_key: default, what BOUGH_API_KEY is set to; at api.openai.com and the host of OPENAI_BASE_URL also
             OPENAI_API_KEY, which no other host is sent.
-        context: the most tokens of a branch, prompt included; default, what the endpoint says of the model, if it does.
+        context: the most tokens of a branch, prompt included; default, what the endpoint says of the model, if it
+            does.
         max_tokens: the length of a draw that names no limit itself.
         concurrency: requests at once.
         price: per token sent and per token generated, in any currency.
@@ -114,8 +115,8 @@ def _address(url: str) -> tuple[str, str | None]:
         )
     if parts.username is not None or parts.password is not None or parts.query:
         raise InvalidInput(
-            f"the address of the endpoint at {parts.hostname} has a password or a query in it, which would be shown in "
-            "results; give api_key= or set BOUGH_API_KEY"
+            f"the address of the endpoint at {parts.hostname} has a password or a query in it, which would be "
+            "shown in results; give api_key= or set BOUGH_API_KEY"
         )
     path = re.sub(r"/(chat/completions|completions|models)?/*$", "", parts.path)
     return f"{parts.scheme}://{parts.netloc}{path}", parts.fragment or None

@@ -5,24 +5,26 @@ ids they are depends on what the endpoint speaks:
 
 - It takes and gives token ids (vLLM), and a tokenizer was given: the model's own ids, as with the native engine.
 - Else pieces of text are the tokens (`bough.backends.units`): those that the endpoint reports with their
-  log-probabilities, its own tokens decoded, or without such a report whatever it sends at once. With a tokenizer, pieces
-  have its ids. What is sent for a branch is its text.
+  log-probabilities, its own tokens decoded, or without such a report whatever it sends at once. With a tokenizer,
+  pieces have its ids. What is sent for a branch is its text.
 
 **Draws.** The ``seed`` of a request is derived from the key of the branch, which is a hash of the run's seed and the
-path in the tree: asked again, the endpoint draws the same, as far as its seeds keep that (most are only as good as their
-arithmetic is independent of the batch). Where they do not hold at all, siblings are drawn with ``n`` in one request.
+path in the tree: asked again, the endpoint draws the same, as far as its seeds keep that (most are only as good as
+their arithmetic is independent of the batch). Where they do not hold at all, siblings are drawn with ``n`` in one
+request.
 
-**Log-probabilities** are the endpoint's; what it does not report is NaN and stays NaN in every sum. One that an endpoint
-reports for the tempered distribution is not the model's, and only used where both are the same. The token that
-ends a text counts as drawn; where it is not reported, but prompts are scored and a tokenizer says how it is written, its
-log-probability is asked for in a request of its own, and otherwise the endpoint does not offer log-probabilities.
+**Log-probabilities** are the endpoint's; what it does not report is NaN and stays NaN in every sum. One that an
+endpoint reports for the tempered distribution is not the model's, and only used where both are the same. The token
+that ends a text counts as drawn; where it is not reported, but prompts are scored and a tokenizer says how it is
+written, its log-probability is asked for in a request of its own, and otherwise the endpoint does not offer
+log-probabilities.
 
 **Stops.** Where an endpoint reports a stop string among what it drew, it stops there itself, and otherwise, as for
 patterns, callables and tokens, the answer is streamed and closed. Closing also ends what is cancelled.
 
-**Costs.** `Ledger.passes` counts requests, since the passes of the model are not to be seen; `Ledger.cached_tokens` and
-``computed_tokens`` are what the endpoint reports of its prompt cache. Budgets of tokens hold as exactly as with the
-engine: a request is not told to generate more than nobody else holds, or it is streamed and charged token by token.
+**Costs.** `Ledger.passes` counts requests, since the passes of the model are not to be seen; `Ledger.cached_tokens`
+and ``computed_tokens`` are what the endpoint reports of its prompt cache. Budgets of tokens hold as exactly as with
+the engine: a request is told to generate no more than nobody else holds, or it is streamed and charged token by token.
 """
 
 from __future__ import annotations
@@ -167,8 +169,8 @@ class Endpoint(Backend):
             Capability.LOGPROBS: (
                 "it reports no log-probabilities (llama-cpp-python does with --logits_all true)"
                 if not self.route.logprobs
-                else "it does not say how likely the end of a text is; give tokenizer=, the model's folder or Hub id, so "
-                "that it can be asked for"
+                else "it does not say how likely the end of a text is; give tokenizer=, the model's folder or Hub id, "
+                "so that it can be asked for"
             ),
             Capability.SCORE: "it does not report the log-probabilities of a prompt (echo or prompt_logprobs)",
         }
@@ -269,7 +271,8 @@ class Endpoint(Backend):
             )
         if self._streamed(route, spec.stop, on_token) and not route.streams:
             raise UnsupportedError(
-                f"{self.name} at {self.url} does not stream, so that only max_tokens can end a generation before its end"
+                f"{self.name} at {self.url} does not stream, so that only max_tokens can end a "
+                "generation before its end"
             )
         run = parent.run
         if (
@@ -278,8 +281,8 @@ class Endpoint(Backend):
             and not (sampling.plain or sampling.temperature == 0)
         ):
             raise UnsupportedError(
-                f"{sampling}: {self.name} at {self.url} reports log-probabilities under the model, and what runs needs "
-                "those under the sampling distribution too; sample with temperature=1 and top_p=1, or temperature=0"
+                f"{sampling}: {self.name} at {self.url} reports log-probabilities under the model, and "
+                "what runs needs those under the sampling distribution too; sample with temperature=1 and top_p=1, or temperature=0"
             )
 
     def _streamed(self, route: Route, stop: Stop, on_token: OnToken | None) -> bool:
@@ -474,7 +477,7 @@ class Endpoint(Backend):
         return True
 
     def _charge(self, run: Run | None, usage: Usage, prompt: Prompt, drawn: int) -> None:
-        """What the ledger is told of a prompt; where the endpoint counts nothing, a token of ids is known at least."""
+        """Tell the ledger of a prompt; where the endpoint counts nothing, token ids are known at least."""
         if run is None:
             return
         cached = usage.cached or 0
@@ -629,10 +632,7 @@ class Endpoint(Backend):
 
 
 def _drawn(id: int, value: float, sampling: Sampling, route: Route) -> Drawn:
-    """A token with the log-probability that the endpoint reports, as that of the model and of the sampling distribution.
-
-    NaN where it is not known to be that one.
-    """
+    """A token with the reported log-probability, as the model's and the sampling distribution's; NaN where it is not."""
     model = value if sampling.plain or route.of_the_model else math.nan
     return Drawn(id, model, 0.0 if sampling.temperature == 0 else value if sampling.plain else math.nan)
 

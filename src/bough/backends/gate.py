@@ -42,7 +42,8 @@ class Statistics:
     Attributes:
         requests: that were answered, those that learnt what the endpoint can do included.
         retries: attempts that were made again.
-        cancelled: requests that were closed before their end: at a stop condition or because nobody wanted it any more.
+        cancelled: requests that were closed before their end: at a stop condition or because nobody wanted it any
+            more.
         prompt_tokens: that were sent, as the endpoint counts them; requests that it does not say it of count none.
         cached_tokens: of these, the ones that it had cached; None if it has never said.
         completion_tokens: that were generated.
@@ -66,10 +67,10 @@ class Statistics:
 
 
 class Gate:
-    """At most so many requests at once; of those that wait, the one that shares the longest prefix with the last goes.
+    """At most so many requests at once; of those waiting, the one that shares most with the last one sent goes.
 
-    An endpoint keeps what it has computed of recent prompts. Siblings in a tree of branches share almost all of theirs:
-    sent one after the other, each finds it cached. No request is passed over more than 64 times.
+    An endpoint keeps what it has computed of recent prompts. Siblings in a tree of branches share almost all of
+    theirs: sent one after the other, each finds it cached. No request is passed over more than 64 times.
     """
 
     def __init__(self, limit: int) -> None:
@@ -211,9 +212,9 @@ class Allowance:
         count = int(spare / self.price.completion) if self.price.completion else completion
         if spare < 0 or count < each:
             raise BudgetExhausted(
-                f"the spending limit of {self.limit:g} would be exceeded: {self._statistics.cost:g} is spent, and one "
-                f"more request of {prompt:,} tokens could cost {self.price.of(prompt, each):g} with a token generated; "
-                "raise spending_limit="
+                f"the spending limit of {self.limit:g} would be exceeded: {self._statistics.cost:g} is spent, "
+                f"and one more request of {prompt:,} tokens could cost {self.price.of(prompt, each):g} with a token "
+                "generated; raise spending_limit="
             )
         return count
 

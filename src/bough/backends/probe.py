@@ -1,10 +1,10 @@
 """What an endpoint can do, found out by asking: a dozen requests of a few tokens each, once per address and model.
 
-Nothing is believed that can be seen. Servers take options and ignore them, echo a prompt without its log-probabilities,
-report those of another place, or of the tempered distribution. So seeds are offered after the same seed gave the same
-tokens and another one others; scoring, after the scores of a drawn text were those that it was drawn with; the end
-of a text, after it was reported as a token; going on with an assistant's turn, after half an answer was completed to
-what it had been.
+Nothing is believed that can be seen. Servers take options and ignore them, echo a prompt without its
+log-probabilities, report those of another place, or of the tempered distribution. So seeds are offered after the same
+seed gave the same tokens and another one others; scoring, after the scores of a drawn text were those that it was
+drawn with; the end of a text, after it was reported as a token; going on with an assistant's turn, after half an
+answer was completed to what it had been.
 """
 
 from __future__ import annotations

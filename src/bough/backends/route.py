@@ -166,7 +166,8 @@ class Route:
                     raise InvalidInput(f"{name}={value}: the endpoint's {self.path} does not take it; use top_p")
         if sampling.repetition_penalty != 1:
             raise InvalidInput(
-                f"repetition_penalty={sampling.repetition_penalty}: endpoints differ in what they penalise; leave it out"
+                f"repetition_penalty={sampling.repetition_penalty}: endpoints differ in what they penalise; "
+                "leave it out"
             )
         if sampling.logit_bias and not knows_ids:
             raise InvalidInput(

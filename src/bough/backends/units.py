@@ -4,10 +4,11 @@ bough's tokens are ids. Such an endpoint speaks text, and says at most in which 
 decoded. So a token here is a piece of text, with an id in a table that grows as pieces are met, and the text of a
 branch is its pieces one after the other: what is sent for a branch is exactly what was received for it.
 
-With a tokenizer, pieces that one of its tokens spells have that token's id, and texts become its tokens wherever these
-spell them byte for byte. Without one, a given text is one piece, however long. Either way an endpoint cuts what it is
-sent into tokens itself, which need not be those it drew: ``ab`` drawn as ``a`` and ``b`` may be read as one token. The
-log-probabilities of drawn tokens are right, since they come from the draw; what a branch is continued from is its text.
+With a tokenizer, pieces that one of its tokens spells have that token's id, and texts become its tokens wherever
+these spell them byte for byte. Without one, a given text is one piece, however long. Either way an endpoint cuts what
+it is sent into tokens itself, which need not be those it drew: ``ab`` drawn as ``a`` and ``b`` may be read as one
+token. The log-probabilities of drawn tokens are right, since they come from the draw; what a branch is continued from
+is its text.
 """
 
 from __future__ import annotations

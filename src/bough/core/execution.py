@@ -333,7 +333,8 @@ class Run:
                 if issubclass(other.cls, Strategy) and other.requires <= offered
             ]
             raise UnsupportedError(
-                f"{info.name} needs {'; '.join(sorted(c.value for c in missing))}, which {backend.name} does not offer"
+                f"{info.name} needs {'; '.join(sorted(c.value for c in missing))}, which {backend.name} does "
+                "not offer"
                 + (f": {why}" if (why := backend.remedy(missing)) else "")
                 + (f"; without it there are {', '.join(others)}" if others else "")
             )
