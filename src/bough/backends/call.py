@@ -14,7 +14,7 @@ import numpy as np
 from bough.core import EndpointError, UnsupportedError
 from bough.models import Tokenizer
 
-from .answers import Choice, Piece, choices, spans
+from .answers import Choice, Piece, aligned, choices, spans
 from .client import Client
 from .gate import Statistics
 from .route import Prompt, Route
@@ -99,12 +99,14 @@ class Caller:
 
         Raises:
             UnsupportedError: the endpoint reads one token across a border.
-            EndpointError: it reports something else than the prompt.
+            EndpointError: it reports something else than the tokens of the prompt.
         """
         text, pieces = await self._read(route, prompt, prompt.text)
         if prompt.ids is not None:
             values = np.array([piece.logprob for piece in pieces], np.float32)
             return np.array([values[a:b].sum() for a, b in zip(borders, borders[1:], strict=False)], np.float32)
+        if aligned(text, pieces) is None:
+            raise EndpointError(f"{self.client.url} echoes tokens that do not spell the prompt, so it scores nothing")
         found = spans(text, pieces, borders)
         if found is None:
             edges = ", ".join(repr(text.encode()[max(0, b - 8) : b + 8].decode("utf-8", "replace")) for b in borders)

@@ -24,7 +24,7 @@ patterns, callables and tokens, the answer is streamed and closed. Closing also 
 
 **Costs.** `Ledger.passes` counts requests, since the passes of the model are not to be seen; `Ledger.cached_tokens`
 and ``computed_tokens`` are what the endpoint reports of its prompt cache. Budgets of tokens hold as exactly as with
-the engine: a request is told to generate no more than nobody else holds, or it is streamed and charged token by token.
+the engine: a request is told to generate no more than nobody else holds, or is streamed and charged token by token.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ from .units import Units
 T = TypeVar("T")
 
 _ENDED = frozenset(("stop", "eos", "eos_token", "stop_sequence", "end_turn"))
+_ROOTS = 4096
 _SEEDS = 2**31 - 1  # what every server takes: some have 32 bits, and -1 is a random one
 
 
@@ -140,6 +141,7 @@ class Endpoint(Backend):
         self._gate = Gate(concurrency)
         self._allowance = Allowance(price, spending_limit, statistics)
         self._loop = loop
+        self._more: dict[int, int] = {}
         self._closed = False
         self._finalizer = weakref.finalize(self, loop.stop)
 
@@ -169,8 +171,8 @@ class Endpoint(Backend):
             Capability.LOGPROBS: (
                 "it reports no log-probabilities (llama-cpp-python does with --logits_all true)"
                 if not self.route.logprobs
-                else "it does not say how likely the end of a text is; give tokenizer=, the model's folder or Hub id, "
-                "so that it can be asked for"
+                else "it does not say how likely the end of a text is; give tokenizer=, the model's folder or Hub "
+                "id, so that it can be asked for"
             ),
             Capability.SCORE: "it does not report the log-probabilities of a prompt (echo or prompt_logprobs)",
         }
@@ -281,8 +283,9 @@ class Endpoint(Backend):
             and not (sampling.plain or sampling.temperature == 0)
         ):
             raise UnsupportedError(
-                f"{sampling}: {self.name} at {self.url} reports log-probabilities under the model, and "
-                "what runs needs those under the sampling distribution too; sample with temperature=1 and top_p=1, or temperature=0"
+                f"{sampling}: {self.name} at {self.url} reports log-probabilities under the model, and what "
+                "runs needs those under the sampling distribution too; sample with temperature=1 and top_p=1, or "
+                "temperature=0"
             )
 
     def _streamed(self, route: Route, stop: Stop, on_token: OnToken | None) -> bool:
@@ -318,9 +321,7 @@ class Endpoint(Backend):
         parent, run = draws[0].parent, draws[0].parent.run
         prompt = self._prompt(parent, route)
         async with self._gate.enter(prompt.order):
-            want = spec.max_tokens or self.max_tokens
-            if self.context_known:
-                want = min(want, self.context - parent.length)
+            want = min(spec.max_tokens or self.max_tokens, self._room(parent, prompt))
             if self._streamed(route, spec.stop, on_token):
                 return [await self._drawn_streaming(draw, prompt, want, spec, on_token, route) for draw in draws]
             total = want * len(draws)
@@ -334,24 +335,32 @@ class Endpoint(Backend):
         run, n = draws[0].parent.run, len(draws)
         while self._allowance.held(run) and self._allowance.left(run) < want * n:
             await self._allowance.changed()
-        grant = int(min(want, self._allowance.left(run) // n))
-        if grant < 1 or not self._begin(run):
+        within = int(min(want, self._allowance.left(run) // n))
+        if within < 1 or not self._begin(run):
             return [self._branch(draw, [], "budget") for draw in draws]
-        most = prompt.most_tokens
-        async with self._allowance.tokens(run, grant * n):
-            grant = await self._allowance.affordable(most, grant * n, n) // n
+        most, refused = prompt.most_tokens, None
+        async with self._allowance.tokens(run, within * n):
+            grant = await self._allowance.affordable(most, within * n, n) // n
             async with self._allowance.money(most, grant * n) as bill:
-                found, usage, limit = await self._within_context(
-                    route,
-                    prompt,
-                    grant,
-                    sampling=spec.sampling,
-                    seed=self._seed(draws[0]),
-                    n=n,
-                    stop=spec.stop.strings,
-                )
-                if usage.prompt is not None and usage.completion is not None:
-                    bill.settle(usage.prompt, usage.completion)
+                try:
+                    found, usage = await self._caller.complete(
+                        route,
+                        prompt,
+                        max_tokens=grant,
+                        sampling=spec.sampling,
+                        seed=self._seed(draws[0]),
+                        n=n,
+                        stop=spec.stop.strings,
+                    )
+                except Refused as error:
+                    bill.amount, refused = 0.0, error
+                else:
+                    if usage.prompt is not None and usage.completion is not None:
+                        bill.settle(usage.prompt, usage.completion)
+        if refused is not None:
+            room = self._learn_room(refused, draws[0].parent, grant)
+            return await self._drawn_whole(draws, prompt, room, spec, route)
+        self._learn(draws[0].parent, usage)
         if len(found) != n:
             raise EndpointError(f"{self.url} drew {len(found)} continuations where {n} were asked for")
         branches = []
@@ -361,11 +370,13 @@ class Endpoint(Backend):
                 tokens[-1] = await self._ended(tokens, draw.parent, spec.sampling, route)
             count = len(tokens) if n > 1 else max(len(tokens), usage.completion or 0)
             if finish == "length":
-                finish = self._cut(count, want, grant, limit)
+                finish = self._cut(draw.parent, count, want, spec, grant)
             if run is not None:
                 run.ledger.tokens += min(count, grant)
             branches.append(self._branch(draw, tokens, finish))
         self._charge(run, usage, prompt, sum(len(branch.appended) for branch in branches))
+        if grant < within and any(branch.finish == "budget" for branch in branches):
+            raise self._allowance.exceeded(branches)
         return branches
 
     async def _drawn_streaming(
@@ -377,12 +388,12 @@ class Endpoint(Backend):
         if allowance.left(run) < 1 or not self._begin(run):
             return self._branch(draw, [], "budget")
         most = prompt.most_tokens
-        grant = want if run is None else int(min(want, run.ledger.tokens_left))
-        grant = await allowance.affordable(most, grant, 1)
+        within = want if run is None else int(min(want, run.ledger.tokens_left))
+        grant = await allowance.affordable(most, within, 1)
         tokens: list[Drawn] = []
         pieces = Assembler()
         finish: Finish | None = None
-        usage, reason = Usage(), None
+        usage, reason, refused = Usage(), None, None
         teller = _Teller(on_token)
 
         async def add(token: Drawn, ended: bool = False) -> Finish | None:
@@ -396,7 +407,7 @@ class Endpoint(Backend):
                 run.ledger.tokens += 1
             found: Finish | None = "eos" if ended else self._stops(tokens, spec.stop)
             if found is None and len(tokens) == want:
-                found = "length"
+                found = self._cut(draw.parent, want, want, spec, want)
             teller.tell(token, found)
             if found is None and run is not None and run.ledger.stopped is not None:
                 found = "budget"
@@ -419,11 +430,15 @@ class Endpoint(Backend):
                     if finish in ("stop", "budget"):
                         break
             except Refused as error:
-                raise self._explained(error) from None
+                bill.amount, refused = 0.0, error
             finally:
                 await parts.aclose()
             if usage.prompt is not None and usage.completion is not None:
                 bill.settle(usage.prompt, usage.completion)
+        if refused is not None:
+            room = self._learn_room(refused, draw.parent, grant)
+            return await self._drawn_streaming(draw, prompt, room, spec, on_token, route)
+        self._learn(draw.parent, usage)
         if finish is None:
             inside, after = pieces.rest()
             for piece in inside:
@@ -436,36 +451,52 @@ class Endpoint(Backend):
                 finish = await add(end, ended=True)
             elif finish is None:
                 self._check_reason(reason)
-                finish = self._cut(max(len(tokens), usage.completion or 0), want, grant, None)
+                finish = self._cut(draw.parent, max(len(tokens), usage.completion or 0), want, spec, grant)
                 teller.end(finish)
         self._charge(run, usage, prompt, len(tokens))
-        return self._branch(draw, tokens, finish or "budget")
+        branch = self._branch(draw, tokens, finish)
+        if grant < within and finish == "budget" and allowance.left(run) >= 1:
+            raise allowance.exceeded([branch])
+        return branch
 
-    async def _within_context(
-        self, route: Route, prompt: Prompt, grant: int, **options: Any
-    ) -> tuple[list[Choice], Usage, int | None]:
-        """A request, sent again with a smaller limit where the endpoint's context has less room than that."""
-        limit: int | None = None
-        while True:
-            try:
-                found, usage = await self._caller.complete(
-                    route, prompt, max_tokens=grant if limit is None else limit, **options
-                )
-                return found, usage, limit
-            except Refused as error:
-                room = room_in_context(error.detail)
-                if limit is not None or room is None or not 0 < room < grant:
-                    raise self._explained(error) from None
-                limit = room
+    def _room(self, branch: Branch, prompt: Prompt) -> int:
+        """The tokens that fit behind a branch, as far as that is known before it is sent."""
+        if not self.context_known:
+            return 1 << 30
+        more = self._more.get(branch.root.key)
+        if more is None:
+            # An endpoint refuses what might not fit. Bytes are an upper bound of tokens, if often a high one.
+            more = prompt.most_tokens - branch.length
+            if prompt.most_tokens > self.context // 2:
+                more = 0
+        return max(1, self.context - branch.length - more)
 
-    def _explained(self, error: Refused) -> BaseException:
-        room = room_in_context(error.detail)
-        if room is not None or "context" in error.detail.lower() and error.status in (400, 413):
-            return InvalidInput(
+    def _learn(self, branch: Branch, usage: Usage) -> None:
+        """Remember how many tokens more than ours the endpoint counts below a root."""
+        if usage.prompt is not None:
+            self._more[branch.root.key] = usage.prompt - branch.length
+            if len(self._more) > _ROOTS:
+                del self._more[next(iter(self._more))]
+
+    def _learn_room(self, error: Refused, branch: Branch, grant: int) -> int:
+        """The tokens that fit behind a branch, from a refusal to generate as many as were asked for.
+
+        Raises:
+            InvalidInput: none do.
+            Refused: it was refused for something else.
+        """
+        context, sent = _CONTEXT.search(error.detail), _SENT.search(error.detail)
+        if context is not None and sent is not None:
+            prompt = int(sent[1] or sent[2])
+            self._learn(branch, Usage(prompt))
+            if 0 < int(context[1]) - prompt < grant:
+                return int(context[1]) - prompt
+        if context is not None or ("context" in error.detail.lower() and error.status in (400, 413)):
+            raise InvalidInput(
                 f"the branch does not fit in the context of {self.name} at {self.url}: {error.detail}; shorten the "
                 "prompt, or set max_tokens"
             )
-        return error
+        raise error
 
     def _begin(self, run: Run | None) -> bool:
         """Count a request; False if the run's budget forbids it."""
@@ -559,13 +590,19 @@ class Endpoint(Backend):
             return "stop"
         return None
 
-    def _cut(self, count: int, want: int, grant: int, limit: int | None) -> Finish:
-        """Why a text that its limit ended is over: as long as was asked for, or what there was of the budget."""
-        if limit is not None or (count < grant and self.route.logprobs):
+    def _cut(self, parent: Branch, count: int, want: int, spec: SampleSpec, grant: int) -> Finish:
+        """Why a text that its limit ended is over.
+
+        Args:
+            parent: what it goes on.
+            count: its tokens.
+            want: as many as it might have had, by what was asked for and the room in the context.
+            spec: what was asked for.
+            grant: as many as it was allowed.
+        """
+        if (count >= want and want < (spec.max_tokens or self.max_tokens)) or (count < grant and self.route.logprobs):
             return "context"
-        if grant < want:
-            return "budget"
-        return "length"
+        return "budget" if grant < want else "length"
 
     def _branch(self, draw: Draw, tokens: Sequence[Drawn], finish: Finish) -> Branch:
         return Branch(
@@ -599,7 +636,7 @@ class Endpoint(Backend):
             borders = [len(before.text.encode())]
             for token in given:
                 borders.append(borders[-1] + len(self._units.token_bytes(token)))
-        if over and (route.end != "scored" or self._base is None):
+        if over and (route.score != "echo" or self._base is None):
             raise UnsupportedError(f"{self.name} at {self.url} does not say how likely the end of a given text is")
         async with self._gate.enter(prompt.order):
             values = [np.zeros(0, np.float32)]
@@ -632,7 +669,7 @@ class Endpoint(Backend):
 
 
 def _drawn(id: int, value: float, sampling: Sampling, route: Route) -> Drawn:
-    """A token with the reported log-probability, as the model's and the sampling distribution's; NaN where it is not."""
+    """A token with a reported log-probability, as the model's and the sampling distribution's; else NaN."""
     model = value if sampling.plain or route.of_the_model else math.nan
     return Drawn(id, model, 0.0 if sampling.temperature == 0 else value if sampling.plain else math.nan)
 
@@ -659,11 +696,3 @@ class _Teller:
 
 _CONTEXT = re.compile(r"maximum context length is (\d+)")
 _SENT = re.compile(r"(\d+) in (?:the messages|your prompt)|has (\d+) input tokens")
-
-
-def room_in_context(detail: str) -> int | None:
-    """The tokens that fit behind a prompt, from an endpoint's refusal; None where it is about something else."""
-    context, sent = _CONTEXT.search(detail), _SENT.search(detail)
-    if context is None or sent is None:
-        return None
-    return int(context[1]) - int(sent[1] or sent[2])

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from bough.core import BudgetExhausted, InvalidInput, Run
+from bough.core import Branch, BudgetExhausted, InvalidInput, Run
 
 _PASSED_OVER = 64
 
@@ -211,12 +211,16 @@ class Allowance:
         spare = left - self.price.of(prompt, 0)
         count = int(spare / self.price.completion) if self.price.completion else completion
         if spare < 0 or count < each:
-            raise BudgetExhausted(
-                f"the spending limit of {self.limit:g} would be exceeded: {self._statistics.cost:g} is spent, "
-                f"and one more request of {prompt:,} tokens could cost {self.price.of(prompt, each):g} with a token "
-                "generated; raise spending_limit="
-            )
+            raise self.exceeded(())
         return count
+
+    def exceeded(self, partial: Sequence[Branch]) -> BudgetExhausted:
+        """The error that says so; ``partial`` is what was cut short by it."""
+        return BudgetExhausted(
+            f"the spending limit of {self.limit:g} would be exceeded, {self._statistics.cost:g} of it is spent; "
+            "raise spending_limit=",
+            tuple(partial),
+        )
 
     @contextlib.asynccontextmanager
     async def money(self, prompt: int, completion: int) -> AsyncIterator[_Bill]:

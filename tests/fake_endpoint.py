@@ -1,7 +1,8 @@
 """A small OpenAI-compatible server on the toy language, that can be told to misbehave.
 
-It keeps the keys and values of one sequence, as llama.cpp's server with one slot does, and reports how much of a prompt
-that saved. Its tokens are the toy's characters; with ``ids`` it takes and gives token ids the way vLLM does.
+It keeps the keys and values of one sequence, as llama.cpp's server with one slot does, and reports how much of a
+prompt that saved. Its tokens are bytes, of which it draws the toy's characters; with ``ids`` it takes and gives token
+ids the way vLLM does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from toy import EOS, SYMBOLS, ToyTokenizer, toy_model
+from tiny import EOS, byte_tokenizer
+from toy import SYMBOLS, toy_model
+
+TOKENIZER = byte_tokenizer()
+# The toy's symbols as the server's tokens: byte_tokenizer's, of which the last ends a text.
+_TOKENS = [EOS, *(TOKENIZER.encode(symbol)[0] for symbol in SYMBOLS[1:])]
 
 Fault = Callable[["Handler", dict[str, Any]], bool]
 """Answers a request in place of the server; whether it did."""
@@ -59,7 +65,7 @@ class Fake:
     ids: bool = False
     completions: bool = True
     continues: bool = False
-    context: int = 64
+    context: int = 128
     key: str | None = None
     models: tuple[str, ...] = ("toy",)
     pause: float = 0.0
@@ -72,6 +78,13 @@ class Fake:
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
+    def law(self, tokens: list[int]) -> np.ndarray:
+        """Next-token probabilities over the server's tokens."""
+        known = tuple(_TOKENS.index(token) for token in tokens if token in _TOKENS)
+        law = np.zeros(TOKENIZER.vocab_size)
+        law[_TOKENS] = self.model(known)
+        return law
+
     def draw(self, body: dict[str, Any], tokens: list[int], index: int) -> Iterator[tuple[int, float, float]]:
         """Token, log-probability and the likeliest token's, one after the other; an end-of-text token last."""
         seed = body.get("seed") if self.seeded else None
@@ -80,7 +93,7 @@ class Fake:
         for _ in range(body.get("max_tokens", 16)):
             if len(tokens) >= self.context:
                 return
-            law = self.model(tuple(tokens))
+            law = self.law(tokens)
             with np.errstate(divide="ignore"):
                 logits = np.log(law)
             for token, bias in (body.get("logit_bias") or {}).items():
@@ -96,6 +109,16 @@ class Fake:
             yield token, float(np.log(told[token])), float(np.log(told.max()))
             if token == EOS:
                 return
+
+
+def encode(text: str) -> list[int]:
+    """Token ids; the end-of-text token may be written out."""
+    first, *others = text.split("<eos>")
+    return TOKENIZER.encode(first) + [token for other in others for token in (EOS, *TOKENIZER.encode(other))]
+
+
+def spelling(token: int) -> str:
+    return TOKENIZER.decode([token])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -159,16 +182,15 @@ class Handler(BaseHTTPRequestHandler):
         if fake.strict and (unknown := body.keys() & {"top_k", "min_p", "repetition_penalty", "stream_options"}):
             self.refuse(400, f"unrecognized arguments: {sorted(unknown)}")
             return
-        tokenizer = ToyTokenizer()
         if chat:
             text = "".join(message["content"] for message in body["messages"] if message["role"] != "assistant") + "?"
             if body["messages"][-1]["role"] == "assistant" and fake.continues:
                 text += body["messages"][-1]["content"]
-            prompt = tokenizer.encode(text)
+            prompt = encode(text)
         elif isinstance(body["prompt"], str):
-            text, prompt = body["prompt"], tokenizer.encode(body["prompt"])
+            text, prompt = body["prompt"], encode(body["prompt"])
         elif fake.ids:
-            text, prompt = tokenizer.decode(body["prompt"]), list(body["prompt"])
+            text, prompt = TOKENIZER.decode(body["prompt"]), list(body["prompt"])
         else:
             self.refuse(422, "prompt must be a string")
             return
@@ -176,8 +198,8 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(
                 400,
                 f"This model's maximum context length is {fake.context} tokens. However, you requested "
-                f"{len(prompt) + body['max_tokens']} tokens ({len(prompt)} in the messages, {body['max_tokens']} in the "
-                "completion).",
+                f"{len(prompt) + body['max_tokens']} tokens ({len(prompt)} in the messages, "
+                f"{body['max_tokens']} in the completion).",
             )
             return
         with fake.lock:
@@ -198,11 +220,11 @@ class Handler(BaseHTTPRequestHandler):
         stops, drawn, reason = body.get("stop") or [], [], "length"
         for drawing in self.fake.draw(body, prompt, index):
             drawn.append(drawing)
-            written = "".join(SYMBOLS[token] for token, _, _ in drawn)
+            written = "".join(spelling(token) for token, _, _ in drawn)
             if drawing[0] == EOS or any(stop in written for stop in stops):
                 reason = "stop"
                 break
-        said = "".join(SYMBOLS[token] for token, _, _ in drawn)
+        said = "".join(spelling(token) for token, _, _ in drawn)
         for stop in stops:
             said = said.split(stop)[0]
         reported = drawn if self.fake.reports_end or not drawn or drawn[-1][0] != EOS else drawn[:-1]
@@ -210,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("echo"):
             said = text + said
             if self.fake.echoes:
-                laws = [np.log(self.fake.model(tuple(prompt[:i])) + 1e-30) for i in range(len(prompt))]
+                laws = [np.log(self.fake.law(prompt[:i]) + 1e-30) for i in range(len(prompt))]
                 scores = [float(law[token]) for law, token in zip(laws, prompt, strict=True)]
                 scores = [0.0, *scores[:-1]] if self.fake.echoes == "late" else scores
                 told: list[Any] = [(prompt[0], None, None)] if prompt else []
@@ -219,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
         return {**self._said(body, chat, said, entries), "index": index, "finish_reason": reason}, len(drawn)
 
     def _said(self, body: dict[str, Any], chat: bool, said: str, entries: list[Any]) -> dict[str, Any]:
-        names = [f"token_id:{t}" if body.get("return_tokens_as_token_ids") and self.fake.ids else SYMBOLS[t]
+        names = [f"token_id:{t}" if body.get("return_tokens_as_token_ids") and self.fake.ids else spelling(t)
                  for t, _, _ in entries]  # fmt: skip
         logprobs: dict[str, Any] | None = None
         if self.fake.logprobs and body.get("logprobs") is not None and chat:
@@ -248,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
             if token == EOS:
                 reason = "stop"
             entries = [] if token == EOS and not self.fake.reports_end else [(token, lp, best)]
-            said = self._said(body, chat, SYMBOLS[token], entries)
+            said = self._said(body, chat, spelling(token), entries)
             if chat:
                 said["delta"] = said.pop("message")
             self.event({"choices": [{**said, "index": 0, "finish_reason": None}]})
