@@ -350,7 +350,7 @@ def _delivered(leaves: Sequence[Branch]) -> Branches:
         run = leaf.run
         if run is not None and run.observed:
             texts = [leaf.backend.decode([token]) for token in leaf.appended]
-            pieces = list(zip(texts, leaf.logprobs.tolist(), leaf.sample_logprobs.tolist(), strict=True))
+            pieces = list(zip(texts, _known(leaf.logprobs), _known(leaf.sample_logprobs), strict=True))
             assert leaf.parent is not None
             run.emit(Sampled(leaf.id, leaf.parent.id, pieces, leaf.appended_text, leaf.finish, leaf.depth))
     cut = [leaf for leaf in leaves if leaf.finish == "budget"]
@@ -361,6 +361,11 @@ def _delivered(leaves: Sequence[Branch]) -> Branches:
         limit = run.ledger.generation_stopped_by() if run is not None else None
         raise BudgetExhausted(f"the run's budget is spent ({limit or 'tokens'})", tuple(leaves))
     return Branches(leaves)
+
+
+def _known(logprobs: np.ndarray) -> list[float | None]:
+    """For a trace, which is JSON: None where there is no log-probability."""
+    return [None if value != value else value for value in logprobs.tolist()]
 
 
 class Branches(Sequence[Branch]):
