@@ -374,7 +374,7 @@ class Endpoint(Backend):
             if run is not None:
                 run.ledger.tokens += min(count, grant)
             branches.append(self._branch(draw, tokens, finish))
-        self._charge(run, usage, prompt, sum(len(branch.appended) for branch in branches))
+        self._charge(draws[0].parent, usage, sum(len(branch.appended) for branch in branches))
         if grant < within and any(branch.finish == "budget" for branch in branches):
             raise self._allowance.exceeded(branches)
         return branches
@@ -453,7 +453,7 @@ class Endpoint(Backend):
                 self._check_reason(reason)
                 finish = self._cut(draw.parent, max(len(tokens), usage.completion or 0), want, spec, grant)
                 teller.end(finish)
-        self._charge(run, usage, prompt, len(tokens))
+        self._charge(draw.parent, usage, len(tokens))
         branch = self._branch(draw, tokens, finish)
         if grant < within and finish == "budget" and allowance.left(run) >= 1:
             raise allowance.exceeded([branch])
@@ -507,14 +507,14 @@ class Endpoint(Backend):
         run.ledger.passes += 1
         return True
 
-    def _charge(self, run: Run | None, usage: Usage, prompt: Prompt, drawn: int) -> None:
-        """Tell the ledger of a prompt; where the endpoint counts nothing, token ids are known at least."""
-        if run is None:
+    def _charge(self, parent: Branch, usage: Usage, drawn: int) -> None:
+        """Tell the ledger of a prompt; where the endpoint does not count it, its length here stands for that."""
+        if parent.run is None:
             return
         cached = usage.cached or 0
-        sent = usage.prompt if usage.prompt is not None else len(prompt.ids or ())
-        run.ledger.cached_tokens += cached
-        run.ledger.computed_tokens += sent - cached + drawn
+        sent = parent.length if usage.prompt is None else usage.prompt
+        parent.run.ledger.cached_tokens += cached
+        parent.run.ledger.computed_tokens += sent - cached + drawn
 
     def _seed(self, draw: Draw) -> int:
         return mix(draw.key) % _SEEDS
