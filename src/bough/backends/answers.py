@@ -116,13 +116,15 @@ def aligned(text: str, pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece
         # A piece of nothing after the whole text is an end-of-text token, before it the beginning of a character.
         if at == len(goal):
             return (inside, list(pieces[number:])) if not held else None
-        whole = spelling and LOST.encode() not in spelling and _is_text(spelling)
+        whole = is_whole(piece)
         if not held and whole and goal.startswith(spelling, at):
             inside.append(piece)
             at += len(spelling)
         elif not held and whole and spelling.startswith(goal[at:]):
             # The text was cut inside of the piece, at a stop string.
             return inside, list(pieces[number:])
+        elif whole:
+            return None
         else:
             held.append(piece)
             end = _end_of_held(goal, at, held, pieces[number + 1 :])
@@ -144,6 +146,11 @@ def _end_of_held(goal: bytes, at: int, held: Sequence[Piece], later: Sequence[Pi
         return None
     end = goal.find(following, at + 1) if following else len(goal)
     return end if end > at else None
+
+
+def is_whole(piece: Piece) -> bool:
+    """Whether a piece is one or more whole characters, all of them told."""
+    return piece.spelling != b"" and LOST.encode() not in piece.spelling and _is_text(piece.spelling)
 
 
 def _is_text(spelling: bytes) -> bool:

@@ -71,8 +71,8 @@ class Client:
         await self._http.aclose()
 
     async def get(self, path: str) -> Any:
-        """The JSON at a path."""
-        return await self._json("GET", path)
+        """The JSON at a path; a status of 500 is final."""
+        return await self._json("GET", path, trying=True)
 
     async def post(self, path: str, body: Mapping[str, Any], *, trying: bool = False) -> dict[str, Any]:
         """What the endpoint answers to a JSON document: a JSON object.

@@ -154,7 +154,7 @@ async def _model(client: Client, wanted: str | None) -> tuple[str, int | None]:
     try:
         served = await _served(client)
     except Refused as error:
-        if error.status not in (404, 405, 501):
+        if error.status not in (404, 405, 500, 501):
             raise
         if wanted is None:
             raise InvalidInput(
@@ -169,8 +169,9 @@ async def _model(client: Client, wanted: str | None) -> tuple[str, int | None]:
         raise InvalidInput(f"{client.url} does not serve {wanted!r}; it has {_names(served)}")
     name = wanted if wanted is not None else next(iter(served))
     entry = served[name]
-    meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
-    sizes = [entry.get("max_model_len"), entry.get("context_length"), entry.get("context_window"), meta.get("n_ctx")]
+    meta = entry.get("meta")
+    slot = meta.get("n_ctx") if isinstance(meta, dict) else None
+    sizes = [entry.get("max_model_len"), entry.get("context_length"), entry.get("context_window"), slot]
     return name, next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 

@@ -190,7 +190,7 @@ class Endpoint(Backend):
 
     def _route(self, branch: Branch) -> Route:
         """The way in which a branch is continued: its root is messages, or text."""
-        if self.tokenizer is not self._units or self.chat_route is None:
+        if self.route.ids or self.chat_route is None:
             return self.route
         messages, _ = self._units.sent(branch.root.appended)
         return self.route if messages is None else self.chat_route
@@ -448,7 +448,7 @@ class Endpoint(Backend):
                 end = self._end(after, spec.sampling, route)
                 if math.isnan(end.logprob):
                     end = await self._ended([*tokens, end], draw.parent, spec.sampling, route)
-                finish = await add(end, ended=True)
+                finish = await add(end, ended=True) or "eos"
             elif finish is None:
                 self._check_reason(reason)
                 finish = self._cut(draw.parent, max(len(tokens), usage.completion or 0), want, spec, grant)
@@ -524,6 +524,8 @@ class Endpoint(Backend):
     def _read(self, choice: Choice, spec: SampleSpec, route: Route) -> tuple[list[Drawn], Finish]:
         """The tokens of a choice and why it ended."""
         found = aligned(choice.text, choice.pieces) if choice.pieces else None
+        if route.ids and all(piece.id is not None for piece in choice.pieces):
+            found = choice.pieces, []  # whatever the text is, these are its tokens
         inside, after = found if found is not None else ([Piece(choice.text.encode(), math.nan)], [])
         if found is None and not choice.text:
             inside = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .answers import LOST, Choice, Piece, aligned
+from .answers import Choice, Piece, aligned, is_whole
 
 
 class Assembler:
@@ -21,14 +21,13 @@ class Assembler:
         if not self._pieces:
             text, self._text = self._text, b""
             return [Piece(text, math.nan)] if text else []
+        if all(piece.id is not None for piece in self._pieces):
+            ready, self._pieces, self._text = self._pieces, [], b""
+            return ready
         ready = []
-        while self._pieces:
-            piece = self._pieces[0]
-            lost = piece.id is None and (not piece.spelling or LOST.encode() in piece.spelling)
-            if lost or not self._text.startswith(piece.spelling) or (not piece.spelling and not self._text):
-                break
+        while self._pieces and is_whole(self._pieces[0]) and self._text.startswith(self._pieces[0].spelling):
             ready.append(self._pieces.pop(0))
-            self._text = self._text[len(piece.spelling) :]
+            self._text = self._text[len(ready[-1].spelling) :]
         if self._pieces and self._text and (found := aligned(self._text.decode(), self._pieces)) is not None:
             inside, self._pieces = found
             self._text = b""

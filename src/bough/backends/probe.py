@@ -27,7 +27,7 @@ _QUESTION = ({"role": "user", "content": "Count from 1 to 9."},)
 _TOKENS = 8
 _HOT = Sampling(temperature=2.0)
 _NOT_OFFERED = (400, 404, 405, 422, 500, 501)
-_KEEP = (
+_KEEP: tuple[Mapping[str, Any], ...] = (
     {"continue_final_message": True, "add_generation_prompt": False},  # vLLM, SGLang
     {},  # llama.cpp: a trailing assistant message is gone on with
 )
