@@ -74,8 +74,7 @@ def resolve(source: Source) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         raise UnsupportedError(
             f"{name} is the address of an endpoint, and what is asked for needs the model's weights; give an "
-            "embedded "
-            "model (bough/nano), a local folder with config.json and *.safetensors, or a Hugging Face id"
+            "embedded model (bough/nano), a local folder with config.json and *.safetensors, or a Hugging Face id"
         )
     if name.startswith("bough/"):
         from bough import zoo
@@ -145,8 +144,9 @@ def load(
     if is_address(source):
         local = {"dtype": dtype, "weights": weights, "device": device, "kv_tokens": kv_tokens, "threads": threads}
         _refuse(local, "the endpoint's to choose", "leave it out")
-        # Embedded models have tokenizers too, which only this knows where to find.
-        words = resolve(tokenizer) if tokenizer is not None else None
+        # Embedded models have tokenizers too, which only this knows where to find. Weights are not downloaded.
+        embedded = isinstance(tokenizer, str) and tokenizer.startswith("bough/")
+        words = resolve(tokenizer) if embedded and tokenizer is not None else tokenizer
         limit = {} if max_batch is None else {"concurrency": max_batch}
         return connect(str(source), tokenizer=words, context=context, **remote, **limit)  # type: ignore[arg-type]
     _refuse({**remote, "tokenizer": tokenizer}, "about endpoints", f"{os.fspath(source)!r} is no address of one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import re
 import time
@@ -370,6 +371,16 @@ def test_a_budget_of_tokens_is_never_exceeded_and_used_up(lm: Endpoint, strategy
         assert answer.ledger.tokens == min(limit, free.ledger.tokens)
         if limit < free.ledger.tokens:
             assert answer.stopped_by is not None and "tokens" in answer.stopped_by
+
+
+def test_tokens_are_charged_before_others_may_have_them(to: Connect) -> None:
+    """Whole answers that end within the budget of a few, and whose end is asked for in a request of its own."""
+    with fake_server(reports_end=False, pause=0.002) as fake:
+        lm = to(fake, tokenizer=TOKENIZER)
+        lm.route = dataclasses.replace(lm.route, streams=False)
+        strategy = SelfConsistency(n=12, max_tokens=16, confidence="mean")
+        answer = bough.solve(lm, "ab?", strategy=strategy, budget=Budget(tokens=40))
+        assert 30 < answer.ledger.tokens <= 40
 
 
 def test_passes_are_requests(to: Connect) -> None:

@@ -357,22 +357,22 @@ class Endpoint(Backend):
                 else:
                     if usage.prompt is not None and usage.completion is not None:
                         bill.settle(usage.prompt, usage.completion)
+            read = [] if refused is not None else [self._read(choice, spec, route) for choice in found]
+            counts = [len(tokens) if n > 1 else max(len(tokens), usage.completion or 0) for tokens, _ in read]
+            if run is not None:  # before what was held comes free
+                run.ledger.tokens += sum(min(count, grant) for count in counts)
         if refused is not None:
             room = self._learn_room(refused, draws[0].parent, grant)
             return await self._drawn_whole(draws, prompt, room, spec, route)
         self._learn(draws[0].parent, usage)
-        if len(found) != n:
-            raise EndpointError(f"{self.url} drew {len(found)} continuations where {n} were asked for")
+        if len(read) != n:
+            raise EndpointError(f"{self.url} drew {len(read)} continuations where {n} were asked for")
         branches = []
-        for draw, choice in zip(draws, found, strict=True):
-            tokens, finish = self._read(choice, spec, route)
+        for draw, (tokens, finish), count in zip(draws, read, counts, strict=True):
             if finish == "eos" and math.isnan(tokens[-1].logprob):
                 tokens[-1] = await self._ended(tokens, draw.parent, spec.sampling, route)
-            count = len(tokens) if n > 1 else max(len(tokens), usage.completion or 0)
             if finish == "length":
                 finish = self._cut(draw.parent, count, want, spec, grant)
-            if run is not None:
-                run.ledger.tokens += min(count, grant)
             branches.append(self._branch(draw, tokens, finish))
         self._charge(draws[0].parent, usage, sum(len(branch.appended) for branch in branches))
         if grant < within and any(branch.finish == "budget" for branch in branches):
