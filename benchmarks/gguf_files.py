@@ -14,11 +14,13 @@ import numpy as np
 from safetensors import safe_open
 
 TYPES = {
+    "fp32": gguf.GGMLQuantizationType.F32,
     "bf16": gguf.GGMLQuantizationType.BF16,
     "int8": gguf.GGMLQuantizationType.Q8_0,
     "int4": gguf.GGMLQuantizationType.Q4_0,
 }
 _FILE_TYPES = {
+    "fp32": gguf.LlamaFileType.ALL_F32,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "int8": gguf.LlamaFileType.MOSTLY_Q8_0,
     "int4": gguf.LlamaFileType.MOSTLY_Q4_0,
@@ -56,12 +58,18 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(outputs, inputs)
 
 
-def convert(folder: Path, precision: str, path: Path) -> Path:
-    """Write the checkpoint in ``folder`` to ``path``; without a tokenizer, since token ids are all that is given.
+def convert(folder: Path, precision: str, path: Path, tokenizer: bool = False) -> Path:
+    """Write the checkpoint in ``folder`` to ``path``.
+
+    Args:
+        folder: in Hugging Face format.
+        precision: a key of `TYPES`.
+        path: of the new file.
+        tokenizer: whether to write its tokenizer too, for a server; else token ids are all that can be given.
 
     Raises:
         KeyError: it has a tensor that a plain Llama has not.
-        ValueError: the model is not of the Llama architecture.
+        ValueError: the model is not of the Llama architecture, or its tokenizer not one of bytes and merges.
     """
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] != "llama":
@@ -83,7 +91,10 @@ def convert(folder: Path, precision: str, path: Path) -> Path:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(_FILE_TYPES[precision])
-    writer.add_tokenizer_model("none")
+    if tokenizer:
+        _add_tokenizer(writer, folder)
+    else:
+        writer.add_tokenizer_model("none")
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
@@ -102,3 +113,31 @@ def convert(folder: Path, precision: str, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
+    """Write a byte-level BPE tokenizer.
+
+    llama.cpp knows rules for splitting a text by name only. GPT-2's are written: where merges never span what the
+    tokenizer's own rules split, as in one trained under them, coarser rules give the same tokens.
+    """
+    file = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    model = file["model"]
+    if model["type"] != "BPE" or file["decoder"]["type"] != "ByteLevel":
+        raise ValueError(f"{folder} has a tokenizer of type {model['type']!r}, not of bytes and merges")
+    ids = dict(model["vocab"])
+    special = {entry["content"]: entry["id"] for entry in file["added_tokens"]}
+    ids.update(special)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ids, key=ids.__getitem__))
+    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in ids]
+    writer.add_token_types([kind for _, kind in sorted(zip(ids.values(), kinds, strict=True))])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    for name, add in (("bos_token", writer.add_bos_token_id), ("eos_token", writer.add_eos_token_id)):
+        if settings.get(name) is not None:
+            add(ids[settings[name]])
+    writer.add_add_bos_token(bool(settings.get("add_bos_token")))
+    if settings.get("chat_template"):
+        writer.add_chat_template(settings["chat_template"])

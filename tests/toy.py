@@ -132,6 +132,8 @@ class ToyBackend(Backend):
         self, draws: Sequence[Draw], spec: SampleSpec, on_token: OnToken | None = None
     ) -> list[asyncio.Future[Branch]]:
         self.used.add(Capability.SAMPLE)
+        if any(draw.parent.length > draw.parent.root.length for draw in draws):
+            self.used.add(Capability.CONTINUE)
         loop = asyncio.get_running_loop()
         new = [_Drawing(draw, spec, loop.create_future(), on_token) for draw in draws]
         self._active += new

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from bough.tasks import Problem
 
 Source = Union[str, "os.PathLike[str]"]
-"""An embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id ("Qwen/Qwen2.5-0.5B")."""
+"""An embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id ("Qwen/Qwen2.5-0.5B").
+
+Where a model is executed rather than its weights read, also an endpoint ("http://host:8000/v1", "...#name").
+"""
 
 Prompt = Union[str, Sequence[int], Sequence[Mapping[str, Any]], "Problem"]
 """Text, token ids, chat messages (dicts with ``role`` and ``content``), or a problem of `bough.tasks`."""
@@ -70,8 +73,8 @@ def resolve(source: Source) -> Path:
         )
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         raise UnsupportedError(
-            f"{name} is the address of an endpoint, which this version cannot use; give an embedded model "
-            "(bough/nano), a local folder with config.json and *.safetensors, or a Hugging Face id"
+            f"{name} is the address of an endpoint, and what is asked for needs the model's weights; give an "
+            "embedded model (bough/nano), a local folder with config.json and *.safetensors, or a Hugging Face id"
         )
     if name.startswith("bough/"):
         from bough import zoo
@@ -95,11 +98,17 @@ def load(
     kv_tokens: int | None = None,
     max_batch: int | None = None,
     threads: int | None = None,
+    model: str | None = None,
+    tokenizer: Source | None = None,
+    api_key: str | None = None,
+    price: tuple[float, float] | None = None,
+    spending_limit: float | None = None,
 ) -> Backend:
-    """Load a model and start an engine for it.
+    """Load a model and start an engine for it, or connect to an endpoint that serves one.
 
     Args:
-        source: an embedded model ("bough/nano"), a folder in Hugging Face format, or a Hub id.
+        source: an embedded model ("bough/nano"), a folder in Hugging Face format, a Hub id, or the address of an
+            OpenAI-compatible endpoint ("http://host:8000/v1"; "http://host:8000/v1#name" names the model there).
         dtype: what the model computes in ("float32", "bfloat16", "float16"); default, what the checkpoint stores.
         weights: precision of the weights. "fp32" and "bf16" are that dtype. "int8" and "int4" round the linear layers
             on load, to 8.1 and 4.5 bits a weight, and their inputs to 8 as they come; the rest is bfloat16. They are
@@ -107,13 +116,21 @@ def load(
         device: "cpu", "cuda" ...; default, a GPU where there is one.
         context: the longest branch in tokens, prompt included; default, the checkpoint's own.
         kv_tokens: size of the cache of keys and values; default, what the engine thinks fits in memory.
-        max_batch: the most branches that advance in one pass; default, the engine's.
+        max_batch: the most branches that advance in one pass; default, the engine's. Of an endpoint, requests at
+            once.
         threads: how many CPU threads compute a pass; default, as many as torch uses.
+        model: an endpoint's name of the model; default, the one that it serves, if it is one.
+        tokenizer: of an endpoint's model, as the source of a model is given; its weights are not read. See
+            `bough.backends.connect` for what it makes possible, and for more options.
+        api_key: of an endpoint; default, the environment variable BOUGH_API_KEY, or for OpenAI's OPENAI_API_KEY.
+        price: of an endpoint's tokens: of each that is sent, and of each that is generated.
+        spending_limit: what the requests to an endpoint may cost together.
 
     Raises:
-        InvalidInput: an argument is out of range, dtype and weights contradict each other, or there is no embedded
-            model of that name.
-        UnsupportedError: the source is an endpoint's address, or the model cannot have these weights.
+        InvalidInput: an argument is out of range, dtype and weights contradict each other, there is no embedded model
+            of that name, an endpoint does not serve the model, or an argument is about the other kind of source.
+        UnsupportedError: the model cannot have these weights.
+        EndpointError: the endpoint cannot be reached, refuses the key, or is none.
         ConfigError: bough does not execute this architecture.
         CheckpointError: the checkpoint is missing, incomplete or corrupt.
     """
@@ -121,6 +138,18 @@ def load(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise InvalidInput(f"{name}={value} must be at least 1; leave it out for the default")
+    from bough.backends import connect, is_address
+
+    remote = {"model": model, "api_key": api_key, "price": price, "spending_limit": spending_limit}
+    if is_address(source):
+        local = {"dtype": dtype, "weights": weights, "device": device, "kv_tokens": kv_tokens, "threads": threads}
+        _refuse(local, "the endpoint's to choose", "leave it out")
+        # Embedded models have tokenizers too, which only this knows where to find. Weights are not downloaded.
+        embedded = isinstance(tokenizer, str) and tokenizer.startswith("bough/")
+        words = resolve(tokenizer) if embedded and tokenizer is not None else tokenizer
+        limit = {} if max_batch is None else {"concurrency": max_batch}
+        return connect(str(source), tokenizer=words, context=context, **remote, **limit)  # type: ignore[arg-type]
+    _refuse({**remote, "tokenizer": tokenizer}, "about endpoints", f"{os.fspath(source)!r} is no address of one")
     folder = resolve(source)
     import torch
 
@@ -137,6 +166,13 @@ def load(
     backend.folder = folder
     assert isinstance(where, torch.device)
     return backend
+
+
+def _refuse(options: Mapping[str, object], reason: str, remedy: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            shown = "" if name == "api_key" else f"={value!r}"
+            raise InvalidInput(f"{name}{shown} is {reason}; {remedy}")
 
 
 def load_reward(source: Source | Reward | Callable[[str], float], **overrides: Any) -> Reward:

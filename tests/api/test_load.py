@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 import bough
 from bough import api, zoo
-from bough.core import CapacityError, CheckpointError, InvalidInput, Run, UnsupportedError
+from bough.core import CapacityError, CheckpointError, EndpointError, InvalidInput, Run, UnsupportedError
 from bough.models import packed_as
 from bough.rewards import Oracle
 from bough.search import Greedy
@@ -158,8 +158,8 @@ def test_a_function_may_be_asynchronous(checkpoint):
     [
         ("", InvalidInput, "name is empty"),
         ("  ", InvalidInput, "name is empty"),
-        ("http://localhost:8000/v1", UnsupportedError, "endpoint, which this version cannot use"),
-        ("https://host/v1", UnsupportedError, "bough/nano"),
+        ("http://127.0.0.1:9/v1", EndpointError, "cannot be reached"),
+        ("ftp://host/v1", InvalidInput, "no address of an endpoint"),
         ("bough/huge", InvalidInput, "bough/nano"),
         ("no/such/folder/at/all", CheckpointError, "neither a folder"),
     ],
@@ -167,6 +167,11 @@ def test_a_function_may_be_asynchronous(checkpoint):
 def test_what_is_no_model_says_what_is_one(source, error, says):
     with pytest.raises(error, match=says):
         bough.load(source)
+
+
+def test_a_reward_model_is_not_read_from_an_endpoint():
+    with pytest.raises(UnsupportedError, match="needs the model's weights"):
+        bough.load_reward("http://127.0.0.1:9/v1")
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path):

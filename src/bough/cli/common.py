@@ -29,7 +29,9 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model", "-m", metavar="MODEL",
-        help="An embedded model (bough/nano), a folder in Hugging Face format, or a Hub id.",
+        help="An embedded model (bough/nano), a folder in Hugging Face format, a Hub id, or the address of an "
+        "OpenAI-compatible endpoint (http://host:8000/v1, with #name where it serves several models); its key is in "
+        "BOUGH_API_KEY.",
     ),
 ]  # fmt: skip
 RewardOption = Annotated[
@@ -46,6 +48,14 @@ RewardParamOption = Annotated[
         metavar="NAME=VALUE",
         help="How the reward model is asked, where its checkpoint does not say: step_tag=ки for Math-Shepherd, "
         "format=chat-turns for RLHFlow. Repeatable.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Of an endpoint's model, as a folder or Hub id; its weights are not read. With it, the endpoint can "
+        "say how likely the end of a text is, which some strategies need.",
     ),
 ]
 DtypeOption = Annotated[
@@ -80,10 +90,11 @@ def print_line(value: Any) -> None:
 def identity(source: str) -> str:
     """A model's name with a fingerprint of its weights, so that results of other weights are not mistaken."""
     from bough import api
+    from bough.backends import is_address
     from bough.bench import fingerprint
     from bough.rewards import NAMED
 
-    if source in NAMED:
+    if source in NAMED or is_address(source):
         return source
     mark = fingerprint(api.resolve(source))
     return f"{source}@{mark}" if mark else source

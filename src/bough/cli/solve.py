@@ -20,6 +20,7 @@ from bough.cli.common import (
     ModelOption,
     RewardOption,
     RewardParamOption,
+    TokenizerOption,
     WeightsOption,
     check_trace_file,
     chosen_problems,
@@ -94,6 +95,7 @@ def solve(
     dtype: DtypeOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = None,
+    tokenizer: TokenizerOption = None,
     json: JsonOption = False,
 ) -> None:
     """Search for the best answer to a prompt, with any model, under a budget.
@@ -106,6 +108,7 @@ def solve(
         bough solve --task arithmetic "23+48-17*3"
         bough solve --task countdown --problem 7 --tree --trace tree.html
         bough solve -m Qwen/Qwen2.5-0.5B-Instruct -s self-consistency -p n=8 --budget-seconds 60 "What is 17*23?"
+        bough solve -m http://127.0.0.1:8000/v1 -s self-consistency "What is 17*23?"
         bough solve --task countdown --problem 7 -s best-of-n --stop score-threshold:threshold=0.95
         echo "23+48-17*3" | bough solve - --json
     """
@@ -120,7 +123,7 @@ def solve(
         check_trace_file(trace)
     watch = _Watch(stream=events, quiet=json)
     with err.status(f"loading {model}"):
-        lm = api.load(model, dtype=dtype, weights=weights, device=device)
+        lm = api.load(model, dtype=dtype, weights=weights, device=device, tokenizer=tokenizer)
         judge = load_reward(reward, reward_param)
         prepared = api.prepare(
             lm, _as_prompt(lm, asked, task, chat, system), strategy=made, reward=judge, task=task, budget=budget,

@@ -9,6 +9,7 @@ from .errors import (
     CapacityError,
     CheckpointError,
     ConfigError,
+    EndpointError,
     EngineClosed,
     InvalidInput,
     NumericalError,
@@ -38,8 +39,8 @@ from .thinking import Thinking
 
 __all__ = [
     "Answer", "Appended", "Backend", "BoughError", "Branch", "Branches", "Budget", "BudgetExhausted",
-    "Capability", "CapacityError", "CheckpointError", "ConfigError", "Draw", "EngineClosed", "Event",
-    "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "Occupancy",
+    "Capability", "CapacityError", "CheckpointError", "ConfigError", "Draw", "EndpointError", "EngineClosed",
+    "Event", "Expanded", "Finish", "Finished", "FreeText", "InvalidInput", "Ledger", "NumericalError", "Occupancy",
     "OnToken", "Promise", "Proposed", "Pruned", "Reward", "RewardError", "Root", "Run", "SampleSpec",
     "Sampled", "Sampling", "Scored", "Selected", "Solution", "Steering", "Stop", "StopLike", "StoppingRule",
     "Strategy", "StrategyError", "TaskLike", "TechniqueInfo", "Thinking", "TokenizerLike", "Trace",

@@ -29,6 +29,7 @@ class Capability(Enum):
     """What a backend can do; a strategy declares which of these it requires."""
 
     SAMPLE = "draw continuations"
+    CONTINUE = "go on from a partial answer"
     LOGPROBS = "log-probabilities of the drawn tokens under the model"
     SCORE = "log-probabilities of given continuations"
     NEXT_TOKEN = "the whole next-token distribution"
@@ -62,10 +63,11 @@ class Occupancy:
 class TokenizerLike(Protocol):
     """What a backend needs of a tokenizer."""
 
-    vocab_size: int
     bos_id: int | None
     eos_ids: frozenset[int]
 
+    @property
+    def vocab_size(self) -> int: ...
     def encode(self, text: str, add_special: bool = False) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def token_bytes(self, token: int) -> bytes: ...
@@ -127,6 +129,14 @@ class Backend(ABC):
     def submit_hidden(self, branches: Sequence[Branch], layer: int) -> asyncio.Future[np.ndarray]:
         """The residual stream ``[n, H]`` float32 at the last token of each branch, after a layer (-1: the last)."""
         raise UnsupportedError(f"{self.name} does not offer {Capability.HIDDEN.value}")
+
+    def offers(self, root: Branch) -> frozenset[Capability]:
+        """What this backend can do below a root; ``capabilities``, unless that depends on what the root is."""
+        return self.capabilities
+
+    def remedy(self, missing: frozenset[Capability]) -> str:
+        """Why it lacks these capabilities and what would give them, in words; "" where there is nothing to say."""
+        return ""
 
     def occupancy(self) -> Occupancy | None:
         """How full the passes were so far; None where that is not known."""

@@ -94,7 +94,7 @@ class Branch:
     def logprobs(self) -> np.ndarray:
         """Log-probability of each appended token under the model (temperature 1, nothing filtered).
 
-        float32 ``[len(appended)]``; NaN where tokens were given rather than drawn.
+        float32 ``[len(appended)]``; NaN where tokens were given rather than drawn, or the backend does not say.
         """
         return self._given() if self._logprobs is None else self._logprobs
 
@@ -165,16 +165,20 @@ class Branch:
 
     @property
     def logprob(self) -> float:
-        """Log-probability, under the model, of everything drawn from the root to here."""
-        return self._total("logprobs")
+        """Log-probability, under the model, of everything drawn from the root to here.
+
+        NaN where the backend did not say that of a drawn token.
+        """
+        return self._total("_logprobs")
 
     @property
     def sample_logprob(self) -> float:
         """The same under the distribution that the tokens were drawn from."""
-        return self._total("sample_logprobs")
+        return self._total("_sample_logprobs")
 
     def _total(self, name: str) -> float:
-        return float(sum(np.nansum(getattr(node, name), dtype=np.float64) for node in self.path))
+        drawn = [values for node in self.path if (values := getattr(node, name)) is not None]
+        return float(sum(values.sum(dtype=np.float64) for values in drawn))
 
     @property
     def finished(self) -> bool:
@@ -354,7 +358,7 @@ def _delivered(leaves: Sequence[Branch]) -> Branches:
         run = leaf.run
         if run is not None and run.observed:
             texts = [leaf.backend.decode([token]) for token in leaf.appended]
-            pieces = list(zip(texts, leaf.logprobs.tolist(), leaf.sample_logprobs.tolist(), strict=True))
+            pieces = list(zip(texts, _known(leaf.logprobs), _known(leaf.sample_logprobs), strict=True))
             assert leaf.parent is not None
             run.emit(Sampled(leaf.id, leaf.parent.id, pieces, leaf.appended_text, leaf.finish, leaf.depth))
     cut = [leaf for leaf in leaves if leaf.finish == "budget"]
@@ -365,6 +369,11 @@ def _delivered(leaves: Sequence[Branch]) -> Branches:
         limit = run.ledger.generation_stopped_by() if run is not None else None
         raise BudgetExhausted(f"the run's budget is spent ({limit or 'tokens'})", tuple(leaves))
     return Branches(leaves)
+
+
+def _known(logprobs: np.ndarray) -> list[float | None]:
+    """For a trace, which is JSON: None where there is no log-probability."""
+    return [None if value != value else value for value in logprobs.tolist()]
 
 
 class Branches(Sequence[Branch]):

@@ -54,6 +54,10 @@ class EngineClosed(BoughError):
     """The engine was closed while the request was pending, or before it was made."""
 
 
+class EndpointError(BoughError):
+    """An endpoint cannot be reached, refuses a request, or answers what is no answer. Names no API key."""
+
+
 class BudgetExhausted(BoughError):
     """The run's budget is spent. ``partial`` holds the branches that the interrupted call had so far."""
 

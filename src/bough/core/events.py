@@ -36,12 +36,15 @@ class Root(Event):
 
 @dataclass(frozen=True)
 class Sampled(Event):
-    """A branch was drawn. ``tokens`` has (text, log-probability, log-probability under the proposal) each."""
+    """A branch was drawn.
+
+    ``tokens`` has (text, log-probability, log-probability under the proposal) each; None where that is not known.
+    """
 
     kind: ClassVar[str] = "sampled"
     node: NodeId
     parent: NodeId
-    tokens: list[tuple[str, float, float]]
+    tokens: list[tuple[str, float | None, float | None]]
     text: str
     finish: str | None
     depth: int

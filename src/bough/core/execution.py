@@ -15,7 +15,7 @@ from .budget import Budget, Ledger
 from .errors import BoughError, BudgetExhausted, InvalidInput, RewardError, StrategyError, UnsupportedError
 from .events import Event, Expanded, Finished, Proposed, Pruned, Root, Scored, Selected, Trace
 from .stopping import Solution, StoppingRule
-from .technique import Strategy
+from .technique import Strategy, techniques
 
 
 class Reward(Protocol):
@@ -94,6 +94,7 @@ class Run:
         stop: the rule that ends the run when it has seen enough whole solutions; None: there is none.
         best: the best branch proposed so far; None before the first proposal.
         best_score: its score; None if it was proposed without one.
+        requires: what the strategies that run need of the backend.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Run:
         self._seen: dict[int, Solution] = {}
         self._models = dict(models or {})
         self._outer: Run | None = None
+        self.requires: frozenset[Capability] = frozenset()
 
     # What a strategy calls ---------------------------------------------------------------------------------
 
@@ -250,6 +252,10 @@ class Run:
         inner.best = inner.best_score = inner.stop = None
         inner._proposed, inner._seen, inner._outer = {}, {}, self
         inner.check(strategy, prompt)
+        outer: Run | None = self
+        while outer is not None:
+            outer.requires |= strategy.info.requires
+            outer = outer._outer
         answer = await strategy(prompt, inner)
         return inner.best if answer is None else answer
 
@@ -281,6 +287,7 @@ class Run:
             StrategyError: the strategy raised anything else; ``best`` as above.
         """
         self.check(strategy, prompt)
+        self.requires = strategy.info.requires
         prompt = prompt.with_run(self)
         if self.observed:
             self.emit(Root(prompt.id, prompt.text, prompt.length))
@@ -316,12 +323,20 @@ class Run:
 
     def check(self, strategy: Strategy, prompt: Branch) -> None:
         """Refuse, before anything runs, what cannot work: a missing capability or reward."""
-        info = strategy.info
-        missing = info.requires - prompt.backend.capabilities
+        info, backend = strategy.info, prompt.backend
+        offered = backend.offers(prompt)
+        missing = info.requires - offered
         if missing:
+            others = [
+                other.name
+                for other in techniques().values()
+                if issubclass(other.cls, Strategy) and other.requires <= offered
+            ]
             raise UnsupportedError(
-                f"{info.name} needs {'; '.join(sorted(c.value for c in missing))}, which {prompt.backend.name} "
-                "does not offer"
+                f"{info.name} needs {'; '.join(sorted(c.value for c in missing))}, which {backend.name} does "
+                "not offer"
+                + (f": {why}" if (why := backend.remedy(missing)) else "")
+                + (f"; without it there are {', '.join(others)}" if others else "")
             )
         if info.needs_reward and self._reward is None:
             raise UnsupportedError(f"{info.name} needs a reward; give solve(..., reward=...)")

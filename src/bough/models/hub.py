@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from bough.core.errors import CheckpointError
 
-FILES = (
+TOKENIZER_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -16,6 +17,9 @@ FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+)
+FILES = (
+    *TOKENIZER_FILES,
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
@@ -23,8 +27,8 @@ FILES = (
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """A local folder as it is; a Hub id (``owner/name``) as the folder of its downloaded snapshot.
+def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """A local folder as it is; a Hub id (``owner/name``) as the folder of its downloaded snapshot of these files.
 
     Raises :class:`CheckpointError` when it is neither, or the download fails.
     """
@@ -38,7 +42,7 @@ def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:
         raise CheckpointError(
             f"{name!r} is not a local folder, and could not be downloaded from the Hub: {error}"

@@ -70,6 +70,10 @@ class Tokenizer:
         """
         return self._bytes[token] if self._has(token) else b""
 
+    def literal(self, token: int) -> str:
+        """A token as the vocabulary writes it, a special one too: "<|im_end|>". "" for one without an entry."""
+        return self._tokenizer.id_to_token(token) or "" if self._has(token) else ""
+
     @cached_property
     def prefix_space(self) -> bool:
         """Whether ``encode`` puts a space in front of the text, as sentencepiece tokenizers do."""

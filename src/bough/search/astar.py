@@ -92,7 +92,7 @@ class Node(State):
 
 @technique(
     "astar", paper="arXiv:2505.13672", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS), needs_reward=True,
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS), needs_reward=True,
 )  # fmt: skip
 @dataclass(frozen=True)
 class AStar(StepSearch):

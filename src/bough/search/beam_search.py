@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bough.core import Branch, Branches, Promise, Run, technique
+from bough.core import Branch, Branches, Capability, Promise, Run, technique
 
 from .steps import StepSearch, judge, require_positive
 
 
-@technique("beam-search", paper="arXiv:2408.03314", promise=Promise.APPROXIMATE, needs_reward=True)
+@technique(
+    "beam-search", paper="arXiv:2408.03314", promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.CONTINUE), needs_reward=True,
+)  # fmt: skip
 @dataclass(frozen=True)
 class BeamSearch(StepSearch):
     """Keep the ``width`` partial solutions of highest process reward and continue each ``expand`` times.

@@ -43,7 +43,7 @@ _CUE = "A related fact that helps: "
 
 @technique(
     "coat", paper="arXiv:2502.02390", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS, Capability.SCORE), needs_reward=True,
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS, Capability.SCORE), needs_reward=True,
 )  # fmt: skip
 @dataclass(frozen=True)
 class CoAT(MCTS):

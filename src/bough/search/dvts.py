@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bough.core import Branch, Branches, InvalidInput, Promise, Run, technique
+from bough.core import Branch, Branches, Capability, InvalidInput, Promise, Run, technique
 
 from .steps import StepSearch, judge, require_positive, settle
 
 _URL = "https://huggingface.co/spaces/HuggingFaceH4/blogpost-scaling-test-time-compute"
 
 
-@technique("dvts", paper=_URL, promise=Promise.APPROXIMATE, needs_reward=True)
+@technique(
+    "dvts", paper=_URL, promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.CONTINUE), needs_reward=True,
+)  # fmt: skip
 @dataclass(frozen=True)
 class DVTS(StepSearch):
     """Grow n / m independent subtrees, each by the best of m sampled steps at every level.

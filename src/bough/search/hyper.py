@@ -58,7 +58,10 @@ class Pool:
         return [weight / total for weight in self.weights]
 
 
-@technique("hyper", paper=_PAPER, promise=Promise.APPROXIMATE, requires=(Capability.SAMPLE, Capability.LOGPROBS))
+@technique(
+    "hyper", paper=_PAPER, promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS),
+)  # fmt: skip
 @dataclass(frozen=True)
 class HyPER(StepSearch):
     """Expand a pool of hypotheses where the model is in doubt, reduce it where not, and vote by confidence.

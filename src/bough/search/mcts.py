@@ -98,7 +98,7 @@ class Found:
 
 @technique(
     "mcts", paper="arXiv:1712.01815", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS), needs_reward=True,
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS), needs_reward=True,
 )  # fmt: skip
 @dataclass(frozen=True)
 class MCTS(StepSearch):

@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bough.core import Branch, Branches, InvalidInput, Promise, Run, technique
+from bough.core import Branch, Branches, Capability, InvalidInput, Promise, Run, technique
 
 from .resampling import Scheme, require_scheme, uniforms
 from .smc import Population, Weighted
@@ -47,7 +47,10 @@ from .steps import StepSearch, judge, require_positive, require_probabilities
 _CERTAIN = 1e-7
 
 
-@technique("particle-filter", paper="arXiv:2502.01618", promise=Promise.APPROXIMATE, needs_reward=True)
+@technique(
+    "particle-filter", paper="arXiv:2502.01618", promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.CONTINUE), needs_reward=True,
+)  # fmt: skip
 @dataclass(frozen=True)
 class ParticleFilter(StepSearch, Weighted):
     """Advance n partial solutions step by step; resample them by the odds that the process reward gives each.

@@ -47,7 +47,7 @@ Odds = dict[Branch, float]
 
 @technique(
     "particle-gibbs", paper="arXiv:2502.01618", promise=Promise.APPROXIMATE, needs_reward=True,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS, Capability.SCORE),
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS, Capability.SCORE),
 )  # fmt: skip
 @dataclass(frozen=True)
 class ParticleGibbs(StepSearch):

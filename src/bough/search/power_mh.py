@@ -34,7 +34,7 @@ from .steps import require_positive
 
 @technique(
     "power-mh", paper="arXiv:2510.14901", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS),
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS),
 )  # fmt: skip
 @dataclass(frozen=True)
 class PowerMH(PowerSearch):

@@ -44,7 +44,7 @@ from .vote import winner
 
 @technique(
     "power-smc", paper="arXiv:2602.10273", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS),
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS),
 )  # fmt: skip
 @dataclass(frozen=True)
 class PowerSMC(PowerSearch, Weighted):

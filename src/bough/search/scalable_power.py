@@ -42,7 +42,7 @@ from .steps import require_positive
 
 @technique(
     "scalable-power", paper="arXiv:2601.21590", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.LOGPROBS, Capability.NEXT_TOKEN),
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.LOGPROBS, Capability.NEXT_TOKEN),
 )  # fmt: skip
 @dataclass(frozen=True)
 class ScalablePower(PowerSearch):

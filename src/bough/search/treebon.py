@@ -19,12 +19,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bough.core import Branch, Branches, InvalidInput, Promise, Run, Sampling, Stop, Strategy, technique
+from bough.core import Branch, Branches, Capability, InvalidInput, Promise, Run, Sampling, Stop, Strategy, technique
 
 from .steps import draw_judging, judge, require_positive, settle
 
 
-@technique("treebon", paper="arXiv:2410.16033", promise=Promise.APPROXIMATE, needs_reward=True)
+@technique(
+    "treebon", paper="arXiv:2410.16033", promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.CONTINUE), needs_reward=True,
+)  # fmt: skip
 @dataclass(frozen=True)
 class TreeBoN(Strategy):
     """Draw n candidates segment by segment; after each, the best are continued several times each.

@@ -31,7 +31,7 @@ class Node:
     id: str
     when: int
     text: str = ""
-    tokens: list[tuple[str, float, float]] = field(default_factory=list)
+    tokens: list[tuple[str, float | None, float | None]] = field(default_factory=list)
     finish: str | None = None
     recorded: bool = True
     parent: Node | None = None

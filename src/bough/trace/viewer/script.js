@@ -26,6 +26,8 @@
   const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
   const fixed = (x, digits = 2) => x == null ? "–" : x.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
   const sum = list => list.reduce((total, x) => total + (x ?? 0), 0);
+  // An endpoint may not say how likely a token was: then nobody knows how likely all of them are.
+  const known = list => list.some(x => x == null) ? null : sum(list);
   const words = name => name.replace(/_/g, " ");
   const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 
@@ -41,7 +43,7 @@
     node.depth = node.up ? node.up.depth + 1 : 0;
     if (node.up) node.up.kids.push(node);
     node.text ??= (node.tokens ?? []).map(token => data.vocabulary[token]).join("");
-    node.logprob = node.logprobs ? sum(node.logprobs) : null;
+    node.logprob = node.logprobs ? known(node.logprobs) : null;
     node.label = label(node);
     node.folded = false;
   }
@@ -583,7 +585,8 @@
     const rows = [
       ...numbers(node),
       ["Tokens", node.tokens ? `${count(node.tokens.length)} here, ${count(own)} on the path` : null],
-      ["Log-probability of the path", node.up && node.tokens ? fixed(sum(lineage(node).map(step => step.logprob))) : null],
+      ["Log-probability of the path", node.up && node.tokens
+        ? fixed(known(lineage(node).filter(step => step.logprobs).map(step => step.logprob))) : null],
       ["Appeared at", node.up ? `${fixed(times[node.when], 3)} s` : null],
       ["Below it", node.kids.length ? plural(node.size - 1, "node") : null],
     ];
