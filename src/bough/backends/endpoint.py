@@ -55,6 +55,7 @@ from bough.core import (
     Sampling,
     Steering,
     Stop,
+    Thinking,
     UnsupportedError,
 )
 from bough.core.noise import mix
@@ -136,6 +137,8 @@ class Endpoint(Backend):
         self._base = tokenizer
         chats = self.chat_route is not None and (tokenizer is None or tokenizer.chat_template is None)
         self._units = Units(tokenizer, chats=chats)
+        # Without a tokenizer nobody knows whether the model thinks aloud; where it does, its answers are found.
+        self.thinking = Thinking() if tokenizer is None else Thinking.of(tokenizer)
         self.tokenizer = tokenizer if self.route.ids and tokenizer is not None else self._units
         self._caller = Caller(client, model, tokenizer, statistics)
         self._gate = Gate(concurrency)
@@ -152,7 +155,11 @@ class Endpoint(Backend):
 
     @property
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]
-        return self.route.capabilities
+        return self._offered(self.route)
+
+    def _offered(self, route: Route) -> frozenset[Capability]:
+        thinks = self._base is not None and self.thinking is not None and Capability.CONTINUE in route.capabilities
+        return route.capabilities | {Capability.THINKING} if thinks else route.capabilities
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r}, model={self.name!r})"
@@ -162,7 +169,7 @@ class Endpoint(Backend):
         self._finalizer()
 
     def offers(self, root: Branch) -> frozenset[Capability]:
-        return self._route(root).capabilities
+        return self._offered(self._route(root))
 
     def remedy(self, missing: frozenset[Capability]) -> str:
         words = {

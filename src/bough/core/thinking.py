@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .errors import InvalidInput
+
+if TYPE_CHECKING:
+    from .backend import TokenizerLike
 
 OPENING, CLOSING = "<think>", "</think>"
 """The tokens that mark thoughts in the checkpoints of DeepSeek-R1, Qwen3 and those that follow them."""
@@ -36,6 +40,13 @@ class Thinking:
             re.compile(self.cues)
         except re.error as error:
             raise InvalidInput(f"cues={self.cues!r} is no regular expression: {error}") from None
+
+    @classmethod
+    def of(cls, tokenizer: TokenizerLike | None) -> Thinking | None:
+        """The usual marks, if a tokenizer has a token for each; None: its model does not think aloud."""
+        if tokenizer is None or any(len(tokenizer.encode(mark)) != 1 for mark in (OPENING, CLOSING)):
+            return None
+        return cls()
 
     @cached_property
     def cue(self) -> re.Pattern[str]:

@@ -23,7 +23,6 @@ from bough.core import (
     TokenizerLike,
     UnsupportedError,
 )  # fmt: skip
-from bough.core.thinking import CLOSING, OPENING
 from bough.models import Decoder
 
 from .attention import SHARE_FROM
@@ -73,7 +72,7 @@ class NativeBackend(Backend):
         self.context = config.context
         self.vocab_size = config.vocab_size
         self.layers = config.num_layers
-        self.thinking = _thinking(tokenizer)
+        self.thinking = Thinking.of(tokenizer)
         generates = decoder.head_kind == "lm"
         self.capabilities = frozenset(Capability) if generates else frozenset(
             (Capability.NEXT_TOKEN, Capability.LOGITS, Capability.HIDDEN, Capability.STEERING)
@@ -214,13 +213,6 @@ class NativeBackend(Backend):
     def peak_kv_bytes(self) -> int:
         """The most KV memory that was in use at any moment."""
         return self.engine.pool.peak * self.engine.pool.token_bytes
-
-
-def _thinking(tokenizer: TokenizerLike | None) -> Thinking | None:
-    """The usual marks of thoughts, if the tokenizer has a token for each."""
-    if tokenizer is None or any(len(tokenizer.encode(mark)) != 1 for mark in (OPENING, CLOSING)):
-        return None
-    return Thinking()
 
 
 def _eos_ids(entry: int | list[int] | None) -> frozenset[int]:

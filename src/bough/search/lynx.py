@@ -167,7 +167,7 @@ class Exits:
 
 @technique(
     "lynx", paper="arXiv:2512.05325", promise=Promise.APPROXIMATE,
-    requires=(Capability.SAMPLE, Capability.HIDDEN, Capability.THINKING),
+    requires=(Capability.SAMPLE, Capability.CONTINUE, Capability.HIDDEN, Capability.THINKING),
 )  # fmt: skip
 @dataclass(frozen=True)
 class Lynx(ThinkingSearch):
