@@ -95,6 +95,7 @@ def load(
     kv_tokens: int | None = None,
     max_batch: int | None = None,
     threads: int | None = None,
+    prefixes: str | os.PathLike[str] | None = None,
 ) -> Backend:
     """Load a model and start an engine for it.
 
@@ -109,6 +110,8 @@ def load(
         kv_tokens: size of the cache of keys and values; default, what the engine thinks fits in memory.
         max_batch: the most branches that advance in one pass; default, the engine's.
         threads: how many CPU threads compute a pass; default, as many as torch uses.
+        prefixes: a file of trained prefixes (`bough.search.DiversePrefixes`); default, the checkpoint's own
+            ``prefixes.safetensors``, if it has one.
 
     Raises:
         InvalidInput: an argument is out of range, dtype and weights contradict each other, or there is no embedded
@@ -125,7 +128,7 @@ def load(
     import torch
 
     from bough.engine import NativeBackend, compiles
-    from bough.models import load_decoder, load_tokenizer
+    from bough.models import load_decoder, load_prefixes, load_tokenizer
 
     where = _device(device)
     decoder = load_decoder(
@@ -133,6 +136,8 @@ def load(
     )
     # What the caller leaves out is the engine's to choose.
     given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None and name != "context"}
+    if prefixes is not None or (folder / "prefixes.safetensors").exists():
+        given["prefixes"] = load_prefixes(prefixes or folder / "prefixes.safetensors")
     backend: Backend = NativeBackend(decoder, load_tokenizer(folder), name=os.fspath(source), **given)
     assert isinstance(where, torch.device)
     return backend
