@@ -135,7 +135,7 @@ class Text:
 
     def __init__(self, prompt: str, completion: str) -> None:
         self.root = type("Root", (), {"text": prompt})
-        self.completion = completion
+        self.answer = completion
 
 
 def score(reward: UnitTests, *completions: str, prompt: str = PROMPT) -> list[float]:

@@ -67,6 +67,25 @@ class Chunk:
     def __str__(self) -> str:
         return f"{self.split}-{self.task}-{self.start:05}"
 
+    def problems(self) -> list[Problem]:
+        """The problems themselves, of levels around the default one in training."""
+        task = TASKS[self.task]
+        share = NEIGHBOURS if self.split == "train" else 0.0
+        around = [level for level in task.levels if abs(level - task.default_level) <= 1]
+        weights = [1 - 2 * share if level == task.default_level else share for level in around]
+        levels = random.Random(f"{self.split}/{self.task}/{self.start}").choices(around, weights, k=self.count)
+        return [task.problem(self.split, FIRST + self.start + i, level) for i, level in enumerate(levels)]
+
+
+def chunks_of(problems: Mapping[str, int]) -> list[Chunk]:
+    """All chunks of `problems[split]` problems of each task."""
+    return [
+        Chunk(split, task, start, min(_CHUNK, count - start))
+        for split, count in problems.items()
+        for start in range(0, count, _CHUNK)
+        for task in TASKS
+    ]
+
 
 def marked_samples(
     policy: Path, tokenizer: Tokenizer, build: Path, problems: Mapping[str, int] = PROBLEMS
@@ -75,12 +94,7 @@ def marked_samples(
 
     What is drawn is kept under build: a call that was interrupted goes on where it stopped.
     """
-    chunks = [
-        Chunk(split, task, start, min(_CHUNK, count - start))
-        for split, count in problems.items()
-        for start in range(0, count, _CHUNK)
-        for task in TASKS
-    ]
+    chunks = chunks_of(problems)
     drawn = run_parts(_draw_chunk, {str(chunk): (policy, tokenizer.to_str(), chunk) for chunk in chunks}, build)
     found: dict[str, list[Marked]] = {split: [] for split in problems}
     for chunk in chunks:
@@ -90,13 +104,7 @@ def marked_samples(
 
 def _draw_chunk(policy: Path, tokenizer_json: str, chunk: Chunk) -> list[tuple[Any, ...]]:
     """The fields of each `Marked` of a chunk."""
-    tokenizer, task = Tokenizer.from_str(tokenizer_json), TASKS[chunk.task]
-    share = NEIGHBOURS if chunk.split == "train" else 0.0
-    around = [level for level in task.levels if abs(level - task.default_level) <= 1]
-    weights = [1 - 2 * share if level == task.default_level else share for level in around]
-    levels = random.Random(f"{chunk.split}/{chunk.task}/{chunk.start}").choices(around, weights, k=chunk.count)
-    first = FIRST + chunk.start
-    problems = [task.problem(chunk.split, first + i, level) for i, level in enumerate(levels)]
+    tokenizer, problems = Tokenizer.from_str(tokenizer_json), chunk.problems()
     decoder = load_decoder(policy)
     rows = []
     for seed, (temperature, n) in enumerate(SAMPLES.items()):

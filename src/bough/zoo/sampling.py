@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
-from bough.core import run
+from bough.core import Thinking, run
 from bough.engine import NativeBackend
 from bough.models import Decoder, Tokenizer
 from bough.tasks import TASKS, Problem
@@ -16,6 +16,7 @@ from bough.tasks import TASKS, Problem
 from .tokenizer import BOS_ID, EOS_ID
 
 MAX_TOKENS = 224
+MAX_THOUGHTS = 700
 _ROWS = 512  # completions under way at once: enough to keep the engine's batch full
 
 
@@ -38,6 +39,44 @@ def sample_problems(
             return (await root.sample(n, temperature=temperature, max_tokens=max_tokens)).completions
 
     async def everything() -> list[list[str]]:
+        return await asyncio.gather(*map(solve, problems))
+
+    with backend:
+        return run(everything())
+
+
+def answers_after(
+    decoder: Decoder,
+    tokenizer: tokenizers.Tokenizer,
+    problems: Sequence[Problem],
+    thinking: Thinking,
+    thoughts: int | None,
+    seed: int,
+    max_tokens: int = MAX_THOUGHTS,
+) -> list[str]:
+    """The answer to each problem of a model that thinks aloud, at temperature 1.
+
+    Its thoughts are closed at the end of so many of them; None lets it think as long as it likes.
+    """
+    backend = NativeBackend(decoder, Tokenizer(tokenizer, bos_id=BOS_ID, eos_ids=frozenset([EOS_ID])), name="zoo")
+    gate = asyncio.Semaphore(_ROWS)
+
+    async def solve(problem: Problem) -> str:
+        async with gate:
+            node = backend.branch(problem.prompt, seed=seed)
+            if thoughts is not None:
+                node = node + thinking.opening
+                for _ in range(thoughts):
+                    (node,) = await node.sample(stop=[thinking.cue, thinking.closing], max_tokens=max_tokens)
+                    if thinking.closing in node.completion or node.finished:
+                        break
+                else:
+                    node = node + f"\n{thinking.closing}"
+            if not node.finished:
+                (node,) = await node.sample(max_tokens=max_tokens)
+            return node.answer
+
+    async def everything() -> list[str]:
         return await asyncio.gather(*map(solve, problems))
 
     with backend:
