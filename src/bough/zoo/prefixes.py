@@ -69,6 +69,7 @@ class Recipe:
     samples: int = 16
     solutions: int = 4
     batch: int = 16
+    partition: int = 120
     steps: int = 300
     rate: float = 0.02
     seed: int = 0
@@ -153,6 +154,19 @@ def coverage_loss(decoder: Decoder, embed: Prefixed, batch: Sequence[Known]) -> 
     right = torch.stack([own.logsumexp(1).exp() for own in logprobs])  # [B, k]
     missed = (1 - right).clamp(min=0).prod(1)
     return missed.mean(), right.detach()
+
+
+def partition_loss(decoder: Decoder, embed: Prefixed, batch: Sequence[Known]) -> tuple[Tensor, Tensor]:
+    """The mean of -log pi(y | x, prefix) over known solutions, each below the prefix that it is assigned to.
+
+    That is the prefix which it is likeliest below, compared with the others' mean over the batch, so that every prefix
+    gets about as many. Returns a number, and each prefix's probability to be right, ``[B, k]``.
+    """
+    logprobs = known_logprobs(decoder, embed, batch)
+    each = torch.cat(logprobs, 1)  # [k, solutions of all problems]
+    chosen = (each - each.mean(1, keepdim=True)).detach().argmax(0)
+    right = torch.stack([own.logsumexp(1).exp() for own in logprobs])
+    return -each.gather(0, chosen[None]).mean(), right.detach()
 
 
 def known_logprobs(decoder: Decoder, embed: Prefixed, batch: Sequence[Known]) -> list[Tensor]:
@@ -250,7 +264,9 @@ def batches(known: Sequence[Known], recipe: Recipe) -> Iterator[list[Known]]:
         yield from rng.sample(groups, len(groups))
 
 
-def train_prefixes(decoder: Decoder, known: Sequence[Known], recipe: Recipe = RECIPE) -> tuple[Tensor, list[dict[str, Any]]]:
+def train_prefixes(
+    decoder: Decoder, known: Sequence[Known], recipe: Recipe = RECIPE
+) -> tuple[Tensor, list[dict[str, Any]]]:
     """The trained prefixes ``[k, m, H]`` float32, and the loss on the way. The decoder stays as it is."""
     embedding = decoder.embed
     weight = embedding.weight.data
@@ -268,7 +284,7 @@ def train_prefixes(decoder: Decoder, known: Sequence[Known], recipe: Recipe = RE
             if step == recipe.steps:
                 break
             optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps) * min(1.0, (step + 1) / 10)
-            loss, right = coverage_loss(decoder, embed, batch)
+            loss, right = (partition_loss if step < recipe.partition else coverage_loss)(decoder, embed, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

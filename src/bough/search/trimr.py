@@ -1,0 +1,249 @@
+"""TrimR: cut a model's thoughts short where they repeat what was found, run in circles, or lead nowhere.
+
+Paper: Lin et al. 2025, arXiv:2505.17155. Nothing is trained: thoughts are split at the words where a model turns (wait,
+hmm, alternatively), and a light verifier looks at them while the model thinks on. Pays where a model goes on thinking
+after it has found the answer. Costs nothing where answers can be compared exactly, otherwise one question to the
+verifier for each thought. Three things end the thinking, after which the model is made to answer:
+
+- Overthinking: `agreements` times in a row, a thought reaches the same answer as the one before it. Thoughts without
+  an answer are passed over.
+- Underthinking: after `patience` thoughts, or `max_thinking_tokens`, that has not happened.
+- Repetition: the text ends with `repeats` copies of the same passage; all but the first are dropped.
+
+The verifier is whoever can tell whether two thoughts reach the same answer. Where the task finds the final answer in
+a text, answers are extracted and compared exactly (`bough.tasks.answers`), as the paper's verifier is asked to do in
+words. For other text, a second model is asked, and says yes with some probability.
+
+Verdicts come late. Generation is never held up for one, and one that ends the thinking holds for the place it is
+about: what was generated after that place is cut off, and has been paid for. Verdicts are acted on in the order of
+the thoughts, so the answer depends on no timing, only the tokens spent do.
+
+The paper makes a model answer by a sentence that says why it should (`overthinking`, `underthinking`); a model that
+was not trained on such sentences does better with the mere end of its thoughts, which is the default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bough.core import Branch, BudgetExhausted, InvalidInput, Promise, Run, Sampling, Strategy, technique
+from bough.core.thinking import Thinking
+from bough.rewards import SelfEvaluation
+from bough.tasks.answers import equivalent
+
+from .steps import cancel, require_positive
+from .thinking import leave, opened, require_thinking
+
+SAME = (
+    "Question: {prompt}\n\n{completion}\n\nDo both solutions reach the same final answer?\n(A) Yes\n(B) No\n"
+    "Reply with the letter alone, A or B. The letter is: ("
+)
+_LONGEST = 1024  # characters of a passage that is searched for
+
+
+@dataclass(frozen=True)
+class Thought:
+    """One thought: the branch that ends with it, and its text without the cue that ends it."""
+
+    end: Branch
+    text: str
+
+
+@technique("trimr", paper="arXiv:2505.17155", promise=Promise.APPROXIMATE)
+@dataclass(frozen=True)
+class TrimR(Strategy):
+    """Think aloud until thoughts only repeat what was found, run in circles or lead nowhere; then answer.
+
+    Attributes:
+        agreements: consecutive pairs of thoughts that must agree to end the thinking.
+        patience: thoughts, at most.
+        max_thinking_tokens: tokens of all thoughts together, at most.
+        repeats: copies of a passage, one after the other, that end the thinking.
+        passage: characters of such a passage, at least.
+        verifier: the name of the model (``solve(..., models=...)``) that is asked whether two thoughts reach the
+            same answer; None compares the answers that the task finds in them.
+        certainty: the probability of a yes from which the verifier is believed.
+        overthinking: what is written before the thoughts' end where they agree; None for nothing.
+        underthinking: the same where they do not.
+        max_tokens: of the answer.
+        temperature: of the sampling distribution.
+        top_p: nucleus of the sampling distribution.
+    """
+
+    agreements: int = 1
+    patience: int = 32
+    max_thinking_tokens: int = 8192
+    repeats: int = 3
+    passage: int = 16
+    verifier: str | None = None
+    certainty: float = 0.5
+    overthinking: str | None = None
+    underthinking: str | None = None
+    max_tokens: int = 2048
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {"agreements": (1, 2, 3), "patience": (2, 4, 8, 32)}
+
+    def __post_init__(self) -> None:
+        names = ("agreements", "patience", "max_thinking_tokens", "repeats", "passage", "max_tokens")
+        require_positive(self, *names)
+        if self.repeats < 2:
+            raise InvalidInput(f"repeats={self.repeats}: a text ends with one copy of anything; give 2 at least")
+        if not 0 <= self.certainty < 1:
+            raise InvalidInput(f"certainty={self.certainty} must be a probability below 1")
+        Sampling(temperature=self.temperature, top_p=self.top_p)
+
+    async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
+        thinking = require_thinking(prompt, self.info.name)
+        thoughts: list[Thought] = []
+        verdicts: list[asyncio.Task[bool | None]] = []
+        same = self._verifier(prompt, run)
+        news = asyncio.Event()
+
+        def follow(task: asyncio.Task[Any]) -> None:
+            task.add_done_callback(lambda _: news.set())
+
+        def offer(thought: Thought) -> None:
+            """A thought has ended at a cue: keep its answer as the best so far, and ask about it if it isn't the last."""
+            thoughts.append(thought)
+            _restate(thoughts, thinking, run)
+            if len(thoughts) < self.patience:
+                verdicts.append(asyncio.ensure_future(same(tuple(thoughts))))
+                follow(verdicts[-1])
+
+        writing = asyncio.ensure_future(self._write(prompt, run, thinking, offer))
+        follow(writing)
+        try:
+            known, streak = 0, 0
+            while True:
+                news.clear()
+                while known < len(verdicts) and verdicts[known].done():
+                    agrees = verdicts[known].result()
+                    streak = streak if agrees is None else streak + 1 if agrees else 0
+                    if streak == self.agreements:
+                        await cancel([writing])
+                        end = thoughts[known].end
+                        return await self._answer(leave(end, thinking, self.overthinking), run)
+                    known += 1
+                if writing.done() and (known == len(verdicts) or writing.exception() is not None):
+                    return writing.result()
+                await news.wait()
+        finally:
+            await cancel([writing, *verdicts])
+
+    # Writing -----------------------------------------------------------------------------------------------
+
+    async def _write(self, prompt: Branch, run: Run, thinking: Thinking, offer: Callable[[Thought], None]) -> Branch:
+        """Thought after thought, and the answer, as if no verdict ever came in."""
+        node = opened(prompt, thinking)
+        start, seen = node.length, 0
+        while True:
+            left = self.max_thinking_tokens - (node.length - start)
+            if left < 1:
+                break
+            stop = [thinking.cue, thinking.closing.strip(), self._in_circles]
+            (node,) = await node.sample(max_tokens=left, stop=stop, sampling=self._sampling)
+            text = node.appended_text
+            if thinking.closing.strip() in text:
+                return node if node.finished else await self._answer(node, run)
+            if node.finish == "context":
+                run.propose(node)
+                return node
+            if (cue := thinking.cue.search(text)) is not None:
+                offer(Thought(node, text[: cue.start()]))
+                seen += 1
+                if seen == self.patience:
+                    break
+            else:
+                node = self._without_tail(node, text)
+                break
+        return await self._answer(leave(node, thinking, self.underthinking), run)
+
+    async def _answer(self, node: Branch, run: Run) -> Branch:
+        try:
+            (leaf,) = await node.sample(
+                max_tokens=self.max_tokens, stop=run.task.answer_stop, sampling=self._sampling
+            )
+        except BudgetExhausted as spent:
+            if run.best is None:
+                run.propose(spent.partial[0])
+            raise
+        run.propose(leaf)
+        return leaf
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_p=self.top_p)
+
+    def _in_circles(self, text: str) -> bool:
+        return repeated(text, self.repeats, self.passage) > 0
+
+    def _without_tail(self, node: Branch, text: str) -> Branch:
+        """A thought without the end of the text, and without all but the first copy of what it repeats."""
+        assert node.parent is not None
+        tokens, kept = list(node.appended), len(text) - repeated(text, self.repeats, self.passage)
+        if node.finish == "eos":
+            tokens.pop()
+        while tokens and len(node.backend.decode(tokens)) > kept:
+            tokens.pop()
+        return node if len(tokens) == len(node.appended) else node.parent + tokens if tokens else node.parent
+
+    # Judging -----------------------------------------------------------------------------------------------
+
+    def _verifier(self, prompt: Branch, run: Run) -> Callable[[Sequence[Thought]], Coroutine[Any, Any, bool | None]]:
+        """Who says whether the last of some thoughts reaches the answer of the one before it (None: it has none)."""
+        if self.verifier is None:
+
+            async def exactly(thoughts: Sequence[Thought]) -> bool | None:
+                answers = [run.task.extract(thought.text) for thought in thoughts]
+                found = [answer for answer in answers if answer is not None]
+                if answers[-1] is None:
+                    return None
+                return len(found) > 1 and equivalent(found[-2], found[-1])
+
+            return exactly
+        backend = run.model(self.verifier, prompt.backend)
+        judge, problem = SelfEvaluation(backend, template=SAME), backend.branch(prompt.text)
+
+        async def asked(thoughts: Sequence[Thought]) -> bool:
+            if len(thoughts) < 2:
+                return False
+            one, two = (thought.text.strip() for thought in thoughts[-2:])
+            both = problem + f"Solution 1:\n{one}\n\nSolution 2:\n{two}"
+            return (await judge([both], run))[0] > self.certainty
+
+        return asked
+
+
+def _restate(thoughts: Sequence[Thought], thinking: Thinking, run: Run) -> None:
+    """Offer the last thought as the answer, with the number of thoughts that reach the same one as its score."""
+    answers = [run.task.extract(thought.text) for thought in thoughts]
+    if (last := answers[-1]) is not None:
+        votes = sum(answer is not None and equivalent(answer, last) for answer in answers)
+        text = thoughts[-1].text.strip() + run.task.step_stop
+        run.propose(leave(thoughts[-1].end, thinking) + text, float(votes))
+
+
+def repeated(text: str, times: int, passage: int) -> int:
+    """How much of a text's end repeats what stands before it: 0, or the characters of all copies but the first.
+
+    Args:
+        text: the text.
+        times: copies, one after the other, that count.
+        passage: characters of one copy, at least.
+    """
+    longest = min(_LONGEST, len(text) // times)
+    tail = text[-passage:]
+    at = len(text) - passage
+    # Copies that are so far apart have their ends so far apart.
+    while (at := text.rfind(tail, 0, at + passage - 1)) >= 0 and (size := len(text) - passage - at) <= longest:
+        if size >= passage and text.endswith(text[-size:] * times):
+            return size * (times - 1)
+    return 0
+
+
+__all__ = ["TrimR", "repeated"]
