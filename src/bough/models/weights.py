@@ -201,9 +201,7 @@ def load_prefixes(file: str | os.PathLike[str]) -> Tensor:
             names = list(stored.keys())
             rows: Tensor | None = stored.get_tensor("prefixes") if names == ["prefixes"] else None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{os.fspath(file)} cannot be read ({error}); give a file of trained prefixes"
-        ) from error
+        raise CheckpointError(f"{os.fspath(file)} is no file of prefixes ({error})") from error
     if rows is None or rows.dim() != 3 or 0 in rows.shape:
         what = f"has {names}" if rows is None else f"holds {list(rows.shape)}"
         raise CheckpointError(f"{os.fspath(file)} {what}; prefixes are one tensor 'prefixes' of [k, m, H]")

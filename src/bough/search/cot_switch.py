@@ -1,7 +1,7 @@
 """Dynamic chain-of-thought switch: answer at once where that is likely to be right, and think aloud elsewhere.
 
-Paper: EconProver, Li et al. 2025, arXiv:2509.12603, where it goes with `bough.search.DiversePrefixes`. Pays where many
-problems are easy and thoughts are long; costs a pass over the prompt.
+Paper: EconProver, arXiv:2509.12603, where it goes with `bough.search.DiversePrefixes`. Pays where many problems are
+easy and thoughts are long; costs a pass over the prompt.
 
 Who decides. The paper tunes the model by preferences between its answers with and without thoughts, so that it opens
 its thoughts, or closes them at once, as the problem asks for. Such a model says by itself how much it would rather
@@ -143,7 +143,7 @@ class Probe:
         """
         if hidden.shape[-1] != len(self.weights):
             raise UnsupportedError(
-                f"the probe reads hidden states of {len(self.weights)} numbers, and the model has {hidden.shape[-1]}; "
+                f"the probe reads states of {len(self.weights)} numbers, and the model's have {hidden.shape[-1]}; "
                 "give a probe that was fitted to this model"
             )
         return _logistic(hidden.astype(np.float64) @ self.weights + self.bias)

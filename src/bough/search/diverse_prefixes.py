@@ -1,6 +1,6 @@
 """Diverse prefixes: parallel samples that differ by trained prefixes, so that they do not all fail alike.
 
-Paper: EconProver, Li et al. 2025, arXiv:2509.12603, where it goes with `bough.search.CoTSwitch`. Pays where one right
+Paper: EconProver, arXiv:2509.12603, where it goes with `bough.search.CoTSwitch`. Pays where one right
 sample is enough and can be told from the others, as with a proof checker: k samples, one below each of k prefixes
 that were trained to be right where the others are not, solve more problems than k samples of the plain model. Costs
 nothing beyond the samples but reading the prefixes.

@@ -127,7 +127,7 @@ class WholeSearch(Strategy):
         return await draw_whole(prompt, run, index, self.max_tokens, sampling)
 
     async def draw_below(self, roots: Sequence[Branch], run: Run, choose: Choice) -> Branch | None:
-        """Draw the n solutions below several branches in turn; the answer of most of them, or that of highest reward."""
+        """Draw n solutions below several branches in turn; the answer of most, or the solution of highest reward."""
         ballots: dict[int, Branch] = {}
 
         async def attempt(index: int) -> Attempt:

@@ -1,9 +1,9 @@
 """TrimR: cut a model's thoughts short where they repeat what was found, run in circles, or lead nowhere.
 
-Paper: Lin et al. 2025, arXiv:2505.17155. Nothing is trained: thoughts are split at the words where a model turns (wait,
-hmm, alternatively), and a light verifier looks at them while the model thinks on. Pays where a model goes on thinking
-after it has found the answer. Costs nothing where answers can be compared exactly, otherwise one question to the
-verifier for each thought. Three things end the thinking, after which the model is made to answer:
+Paper: Lin et al. 2025, arXiv:2505.17155. Nothing is trained: thoughts are split at the words where a model turns
+(wait, hmm, alternatively), and a light verifier looks at them while the model thinks on. Pays where a model goes on
+thinking after it has found the answer. Costs nothing where answers can be compared exactly, otherwise one question to
+the verifier for each thought. Three things end the thinking, after which the model is made to answer:
 
 - Overthinking: `agreements` times in a row, a thought reaches the same answer as the one before it. Thoughts without
   an answer are passed over.
@@ -108,7 +108,7 @@ class TrimR(Strategy):
             task.add_done_callback(lambda _: news.set())
 
         def offer(thought: Thought) -> None:
-            """A thought has ended at a cue: keep its answer as the best so far, and ask about it if it isn't the last."""
+            """A thought has ended at a cue: keep its answer as the best so far, and ask about it."""
             thoughts.append(thought)
             _restate(thoughts, thinking, run)
             if len(thoughts) < self.patience:

@@ -16,15 +16,21 @@ itself found: samples of the plain model that the task's judge takes for right, 
 
 The model is frozen. A prefix is m embeddings that stand between prompt and solution (in the paper, before the
 prompt), so that the prompt's keys and values are computed once for all prefixes.
+
+Prefixes that begin alike stay alike: each is paid the same, and learns the same. So at first (`partition` steps) every
+known solution teaches one prefix only, the one below which it is likeliest, and the prefixes part.
+
+    python -m bough.zoo.prefixes        # ten minutes on one core; writes nano/prefixes.safetensors
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +40,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from bough.models import AttentionSpec, Decoder, load_decoder
+from bough.models import AttentionSpec, Decoder, load_decoder, save_prefixes
 from bough.tasks import TASKS, Problem
 
+from . import path
 from .attend import RectangleAttend
 from .parts import run_parts
 from .sampling import sample_problems
@@ -58,6 +65,7 @@ class Recipe:
         samples: of the plain model, of each problem.
         solutions: known right solutions that are kept of each problem, at most.
         batch: problems in a step.
+        partition: steps in which each solution teaches one prefix only.
         steps, rate: of Adam; the rate falls to 0 linearly.
         seed: of the samples, of the order, and of the first values.
     """
@@ -159,8 +167,8 @@ def coverage_loss(decoder: Decoder, embed: Prefixed, batch: Sequence[Known]) -> 
 def partition_loss(decoder: Decoder, embed: Prefixed, batch: Sequence[Known]) -> tuple[Tensor, Tensor]:
     """The mean of -log pi(y | x, prefix) over known solutions, each below the prefix that it is assigned to.
 
-    That is the prefix which it is likeliest below, compared with the others' mean over the batch, so that every prefix
-    gets about as many. Returns a number, and each prefix's probability to be right, ``[B, k]``.
+    That is the prefix below which it is likeliest, compared with that prefix's mean over the batch, so that every
+    prefix gets about as many. Returns a number, and each prefix's probability to be right, ``[B, k]``.
     """
     logprobs = known_logprobs(decoder, embed, batch)
     each = torch.cat(logprobs, 1)  # [k, solutions of all problems]
@@ -302,3 +310,26 @@ def train_prefixes(
     finally:
         decoder.embed = embedding
     return embed.soft.detach(), log
+
+
+def main() -> None:
+    """Train, and write the prefixes into the model's folder."""
+    parser = argparse.ArgumentParser(prog="python -m bough.zoo.prefixes", description="Train bough/nano's prefixes.")
+    parser.add_argument("--build", type=Path, default=Path("build/zoo/prefixes"), help="where what is drawn is kept")
+    parser.add_argument("--out", type=Path, default=path("bough/nano") / "prefixes.safetensors")
+    for field in fields(Recipe):
+        if field.name != "tasks":
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    parser.add_argument("--tasks", nargs="+", default=list(RECIPE.tasks), choices=list(TASKS))
+    given = vars(parser.parse_args())
+    recipe = Recipe(**{field.name: given[field.name] for field in fields(Recipe)})
+    folder = path("bough/nano")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known = known_solutions(folder, tokenizer, given["build"], recipe)
+    decoder = load_decoder(folder).float().requires_grad_(False)
+    prefixes, _ = train_prefixes(decoder, known, recipe)
+    save_prefixes(prefixes, given["out"])
+
+
+if __name__ == "__main__":
+    main()
