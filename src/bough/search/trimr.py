@@ -237,6 +237,8 @@ def repeated(text: str, times: int, passage: int) -> int:
         passage: characters of one copy, at least.
     """
     longest = min(_LONGEST, len(text) // times)
+    if longest < passage:
+        return 0
     tail = text[-passage:]
     at = len(text) - passage
     # Copies that are so far apart have their ends so far apart.

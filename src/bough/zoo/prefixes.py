@@ -17,8 +17,8 @@ itself found: samples of the plain model that the task's judge takes for right, 
 The model is frozen. A prefix is m embeddings that stand between prompt and solution (in the paper, before the
 prompt), so that the prompt's keys and values are computed once for all prefixes.
 
-Prefixes that begin alike stay alike: each is paid the same, and learns the same. So at first (`partition` steps) every
-known solution teaches one prefix only, the one below which it is likeliest, and the prefixes part.
+Prefixes that begin alike stay alike: each is paid the same, and learns the same. So at first (`partition` steps)
+every known solution teaches one prefix only, the one below which it is likeliest, and the prefixes part.
 
     python -m bough.zoo.prefixes        # ten minutes on one core; writes nano/prefixes.safetensors
 """
