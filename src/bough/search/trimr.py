@@ -7,7 +7,7 @@ the verifier for each thought. Three things end the thinking, after which the mo
 
 - Overthinking: `agreements` times in a row, a thought reaches the same answer as the one before it. Thoughts without
   an answer are passed over.
-- Underthinking: after `patience` thoughts, or `max_thinking_tokens`, that has not happened.
+- Underthinking: after `patience` thoughts, or `max_thought_tokens`, that has not happened.
 - Repetition: the text ends with `repeats` copies of the same passage; all but the first are dropped.
 
 The verifier is whoever can tell whether two thoughts reach the same answer. Where the task finds the final answer in
@@ -29,13 +29,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bough.core import Branch, BudgetExhausted, InvalidInput, Promise, Run, Sampling, Strategy, technique
-from bough.core.thinking import Thinking
+from bough.core import Branch, Capability, InvalidInput, Promise, Run, technique
 from bough.rewards import SelfEvaluation
 from bough.tasks.answers import equivalent
 
 from .steps import cancel, require_positive
-from .thinking import leave, opened, require_thinking
+from .thinking import ThinkingSearch, thinking_of
 
 SAME = (
     "Question: {prompt}\n\n{completion}\n\nDo both solutions reach the same final answer?\n(A) Yes\n(B) No\n"
@@ -52,15 +51,17 @@ class Thought:
     text: str
 
 
-@technique("trimr", paper="arXiv:2505.17155", promise=Promise.APPROXIMATE)
+@technique(
+    "trimr", paper="arXiv:2505.17155", promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.THINKING),
+)  # fmt: skip
 @dataclass(frozen=True)
-class TrimR(Strategy):
+class TrimR(ThinkingSearch):
     """Think aloud until thoughts only repeat what was found, run in circles or lead nowhere; then answer.
 
     Attributes:
         agreements: consecutive pairs of thoughts that must agree to end the thinking.
         patience: thoughts, at most.
-        max_thinking_tokens: tokens of all thoughts together, at most.
         repeats: copies of a passage, one after the other, that end the thinking.
         passage: characters of such a passage, at least.
         verifier: the name of the model (``solve(..., models=...)``) that is asked whether two thoughts reach the
@@ -68,37 +69,28 @@ class TrimR(Strategy):
         certainty: the probability of a yes from which the verifier is believed.
         overthinking: what is written before the thoughts' end where they agree; None for nothing.
         underthinking: the same where they do not.
-        max_tokens: of the answer.
-        temperature: of the sampling distribution.
-        top_p: nucleus of the sampling distribution.
     """
 
     agreements: int = 1
     patience: int = 32
-    max_thinking_tokens: int = 8192
     repeats: int = 3
     passage: int = 16
     verifier: str | None = None
     certainty: float = 0.5
     overthinking: str | None = None
     underthinking: str | None = None
-    max_tokens: int = 2048
-    temperature: float = 1.0
-    top_p: float = 1.0
 
     tune_space: ClassVar[Mapping[str, Sequence[Any]]] = {"agreements": (1, 2, 3), "patience": (2, 4, 8, 32)}
 
     def __post_init__(self) -> None:
-        names = ("agreements", "patience", "max_thinking_tokens", "repeats", "passage", "max_tokens")
-        require_positive(self, *names)
+        super().__post_init__()
+        require_positive(self, "agreements", "patience", "repeats", "passage")
         if self.repeats < 2:
             raise InvalidInput(f"repeats={self.repeats}: a text ends with one copy of anything; give 2 at least")
         if not 0 <= self.certainty < 1:
             raise InvalidInput(f"certainty={self.certainty} must be a probability below 1")
-        Sampling(temperature=self.temperature, top_p=self.top_p)
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
-        thinking = require_thinking(prompt, self.info.name)
         thoughts: list[Thought] = []
         verdicts: list[asyncio.Task[bool | None]] = []
         same = self._verifier(prompt, run)
@@ -110,12 +102,12 @@ class TrimR(Strategy):
         def offer(thought: Thought) -> None:
             """A thought has ended at a cue: keep its answer as the best so far, and ask about it."""
             thoughts.append(thought)
-            _restate(thoughts, thinking, run)
+            _restate(thoughts, run)
             if len(thoughts) < self.patience:
                 verdicts.append(asyncio.ensure_future(same(tuple(thoughts))))
                 follow(verdicts[-1])
 
-        writing = asyncio.ensure_future(self._write(prompt, run, thinking, offer))
+        writing = asyncio.ensure_future(self._write(prompt, run, offer))
         follow(writing)
         try:
             known, streak = 0, 0
@@ -126,8 +118,7 @@ class TrimR(Strategy):
                     streak = streak if agrees is None else streak + 1 if agrees else 0
                     if streak == self.agreements:
                         await cancel([writing])
-                        end = thoughts[known].end
-                        return await self._answer(leave(end, thinking, self.overthinking), run)
+                        return await self.reply(_told(thoughts[known].end, self.overthinking), run)
                     known += 1
                 if writing.done() and (known == len(verdicts) or writing.exception() is not None):
                     return writing.result()
@@ -137,47 +128,23 @@ class TrimR(Strategy):
 
     # Writing -----------------------------------------------------------------------------------------------
 
-    async def _write(self, prompt: Branch, run: Run, thinking: Thinking, offer: Callable[[Thought], None]) -> Branch:
+    async def _write(self, prompt: Branch, run: Run, offer: Callable[[Thought], None]) -> Branch:
         """Thought after thought, and the answer, as if no verdict ever came in."""
-        node = opened(prompt, thinking)
+        thinking, node = thinking_of(prompt), self.opened(prompt)
         start, seen = node.length, 0
-        while True:
-            left = self.max_thinking_tokens - (node.length - start)
-            if left < 1:
-                break
-            stop = [thinking.cue, thinking.closing.strip(), self._in_circles]
-            (node,) = await node.sample(max_tokens=left, stop=stop, sampling=self._sampling)
+        stop = [thinking.cue, thinking.closing.strip(), self._in_circles]
+        while seen < self.patience and (left := self.max_thought_tokens - (node.length - start)) > 0:
+            node = await self._draw(node, run, stop=stop, max_tokens=left)
             text = node.appended_text
-            if thinking.closing.strip() in text:
-                return node if node.finished else await self._answer(node, run)
-            if node.finish == "context":
-                run.propose(node)
-                return node
-            if (cue := thinking.cue.search(text)) is not None:
-                offer(Thought(node, text[: cue.start()]))
-                seen += 1
-                if seen == self.patience:
-                    break
-            else:
+            if thinking.closing.strip() in text or node.finish == "context":
+                return await self.reply(node, run)
+            cue = thinking.cue.search(text)
+            if cue is None:
                 node = self._without_tail(node, text)
                 break
-        return await self._answer(leave(node, thinking, self.underthinking), run)
-
-    async def _answer(self, node: Branch, run: Run) -> Branch:
-        try:
-            (leaf,) = await node.sample(
-                max_tokens=self.max_tokens, stop=run.task.answer_stop, sampling=self._sampling
-            )
-        except BudgetExhausted as spent:
-            if run.best is None:
-                run.propose(spent.partial[0])
-            raise
-        run.propose(leaf)
-        return leaf
-
-    @property
-    def _sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature, top_p=self.top_p)
+            offer(Thought(node, text[: cue.start()]))
+            seen += 1
+        return await self.reply(_told(node, self.underthinking), run)
 
     def _in_circles(self, text: str) -> bool:
         return repeated(text, self.repeats, self.passage) > 0
@@ -219,13 +186,18 @@ class TrimR(Strategy):
         return asked
 
 
-def _restate(thoughts: Sequence[Thought], thinking: Thinking, run: Run) -> None:
+def _told(thoughts: Branch, why: str | None) -> Branch:
+    """Thoughts with a sentence that says why they end."""
+    return thoughts if why is None else thoughts + why
+
+
+def _restate(thoughts: Sequence[Thought], run: Run) -> None:
     """Offer the last thought as the answer, with the number of thoughts that reach the same one as its score."""
     answers = [run.task.extract(thought.text) for thought in thoughts]
     if (last := answers[-1]) is not None:
+        end, text = thoughts[-1].end, thoughts[-1].text.strip() + run.task.step_stop
         votes = sum(answer is not None and equivalent(answer, last) for answer in answers)
-        text = thoughts[-1].text.strip() + run.task.step_stop
-        run.propose(leave(thoughts[-1].end, thinking) + text, float(votes))
+        run.propose(end + f"\n{thinking_of(end).closing}{text}", float(votes))
 
 
 def repeated(text: str, times: int, passage: int) -> int:
