@@ -26,9 +26,7 @@ from bough.bench.stats import paired_bootstrap
 from bough.core import Backend, Strategy
 from bough.search import CoTSwitch
 from bough.tasks import get_task
-from bough.zoo import path
 from bough.zoo.parts import run_parts
-from bough.zoo.switch import FILE
 
 ALWAYS = "always"
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
@@ -38,11 +36,10 @@ _UNDER_WAY = 64
 
 def switches() -> dict[str, Strategy]:
     """What is compared."""
-    probe = str(path(MODEL) / FILE)
     return {
         ALWAYS: CoTSwitch(threshold=2.0),
         "never": CoTSwitch(threshold=0.0),
-        **{f"below {threshold:g}": CoTSwitch(threshold=threshold, probe=probe) for threshold in THRESHOLDS},
+        **{f"below {threshold:g}": CoTSwitch(threshold=threshold) for threshold in THRESHOLDS},
     }
 
 

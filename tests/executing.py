@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import bough.search  # noqa: F401  (registers its techniques)
-from bough.core import Answer, Backend, Budget, Proposed, Reward, Run, StoppingRule, Strategy, techniques
+from bough.core import (
+    Answer,
+    Backend,
+    Budget,
+    Capability,
+    Proposed,
+    Reward,
+    Run,
+    StoppingRule,
+    Strategy,
+    Thinking,
+    techniques,
+)
 from bough.engine import NativeBackend
+from bough.search import cot_switch
+from bough.search.lynx import PROBE_FILE, Probe
 from tiny import tiny_decoder
 from toy import ToyBackend, ToyReward, ToyTokenizer
 
@@ -34,13 +55,31 @@ class Bench:
 
 
 def toy_backend(crowded: int | None) -> Backend:
-    return ToyBackend() if crowded is None else ToyBackend(slots=3 + crowded, shuffle=crowded)
+    backend = ToyBackend() if crowded is None else ToyBackend(slots=3 + crowded, shuffle=crowded)
+    backend.prefixes = tuple((backend.vocab_size + i,) for i in range(2))
+    backend.capabilities |= {Capability.PREFIXES}
+    return thinks_aloud(backend, 8)
 
 
 def native_backend(crowded: int | None) -> Backend:
     decoder = tiny_decoder(vocab_size=ToyTokenizer.vocab_size, max_position_embeddings=40)
-    limits = {} if crowded is None else {"max_batch": 3 + crowded, "max_pass": 16}
-    return NativeBackend(decoder, ToyTokenizer(), name="native", **limits)
+    limits: dict[str, Any] = {} if crowded is None else {"max_batch": 3 + crowded, "max_pass": 16}
+    prefixes = torch.randn(2, 2, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    backend = NativeBackend(decoder, ToyTokenizer(), name="native", prefixes=prefixes, **limits)
+    return thinks_aloud(backend, decoder.config.hidden_size)
+
+
+def thinks_aloud(backend: Backend, hidden: int) -> Backend:
+    """The backend with marks for thoughts that turn at every c, and a folder with a probe of its hidden states."""
+    backend.thinking = Thinking("+", "-", "c")
+    backend.capabilities |= {Capability.THINKING}
+    backend.folder = Path(tempfile.mkdtemp())
+    weakref.finalize(backend, shutil.rmtree, backend.folder, ignore_errors=True)
+    weight = np.random.default_rng(0).normal(size=hidden)
+    probe = Probe((0,), np.zeros(hidden), np.ones(hidden), weight, 0.0, np.full(99, 0.5))
+    for name in (PROBE_FILE, cot_switch.PROBE_FILE):
+        probe.save(backend.folder / name)
+    return backend
 
 
 def idle(backend: Backend) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bough.core import Thinking
+from bough.core import Capability, Thinking
 from chains import CHARACTERS, ChainTokenizer
 from toy import EOS, ToyBackend
 
@@ -31,6 +31,8 @@ class ScriptedBackend(ToyBackend):
         super().__init__(self._next, context=context, slots=slots)
         self.tokenizer = ChainTokenizer()
         self.thinking = thinking
+        if thinking is not None:
+            self.capabilities |= {Capability.THINKING}
         self._script = script
 
     def _next(self, tokens: tuple[int, ...]) -> np.ndarray:

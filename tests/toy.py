@@ -48,7 +48,8 @@ class ToyTokenizer:
         return [SYMBOLS.index(character) for character in text if character in SYMBOLS]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(SYMBOLS[token] for token in ids)
+        # What follows the vocabulary is only read, and has no text.
+        return "".join(SYMBOLS[token] for token in ids if token < len(SYMBOLS))
 
     def token_bytes(self, token: int) -> bytes:
         return SYMBOLS[token].encode()
@@ -104,7 +105,7 @@ class ToyBackend(Backend):
     """
 
     name = "toy"
-    capabilities = frozenset(Capability)
+    capabilities = frozenset(Capability) - {Capability.THINKING, Capability.PREFIXES}
     vocab_size = len(SYMBOLS)
     layers = 2
 

@@ -139,6 +139,7 @@ def load(
     if prefixes is not None or (folder / "prefixes.safetensors").exists():
         given["prefixes"] = load_prefixes(prefixes or folder / "prefixes.safetensors")
     backend: Backend = NativeBackend(decoder, load_tokenizer(folder), name=os.fspath(source), **given)
+    backend.folder = folder
     assert isinstance(where, torch.device)
     return backend
 

@@ -100,7 +100,7 @@ def test_it_composes_with_every_strategy(rule: StoppingRule, name: str) -> None:
     backend = toy_backend(None)
     free, _ = run(execute(strategy, backend))
     answer, _ = run(execute(strategy, backend, stop=rule))
-    assert answer.branch is not None and answer.text == answer.branch.completion
+    assert answer.branch is not None and answer.text == answer.branch.answer
     if answer.stopped_by is None:
         assert outcome(answer)[:2] == outcome(free)[:2]  # type: ignore[index]
     else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bough.core import Answer, Branch, CheckpointError, InvalidInput, Run, UnsupportedError, run
+from bough.core import Answer, Branch, Capability, CheckpointError, InvalidInput, Run, UnsupportedError, run
 from bough.engine import NativeBackend
 from bough.models import Decoder, load_prefixes, pack_decoder, save_prefixes
 from bough.search import DiversePrefixes
@@ -67,7 +67,7 @@ def test_prefixes_cannot_be_drawn_scored_or_biased_but_read() -> None:
     with prefixed() as lm:
         first = lm.prefixes[0][0]
         assert first == lm.vocab_size == 257 and lm.prefixes[-1][-1] == 262
-        assert (lm.branch([first, 97]) + [first + 1]).text == "a"
+        assert (lm.branch([first, *lm.encode("a")]) + [first + 1]).text == "a"
         for work in (
             lambda: run(lm.branch("a").score([[first]])),
             lambda: run(lm.branch("a").sample(logit_bias={first: 1.0})),
@@ -113,6 +113,7 @@ def by_prefix(tokens: tuple[int, ...]) -> np.ndarray:
 def solve(strategy: DiversePrefixes, **options: object) -> Answer:
     backend = ToyBackend(by_prefix)
     backend.prefixes = PREFIXES
+    backend.capabilities |= {Capability.PREFIXES}
     return run(execute(strategy, backend, "c?", **options))[0]  # type: ignore[arg-type]
 
 
@@ -142,10 +143,8 @@ def test_the_vote_counts_all_prefixes() -> None:
 
 
 def test_a_model_without_prefixes_is_refused() -> None:
-    backend = ToyBackend()
-    backend.prefixes = ()
     with pytest.raises(UnsupportedError, match="prefixes.*toy"):
-        run(execute(DiversePrefixes(), backend))
+        run(execute(DiversePrefixes(), ToyBackend()))
 
 
 def test_a_choice_that_is_none_is_refused() -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -34,6 +35,8 @@ class Capability(Enum):
     LOGITS = "the logits of a whole prompt"
     HIDDEN = "hidden states"
     STEERING = "steering of the residual stream"
+    THINKING = "thoughts aloud, marked off from the answer"
+    PREFIXES = "trained prefixes, below which samples differ"
     SEEDED = "the same tokens for the same seed, whatever shares the batch"
 
 
@@ -82,6 +85,7 @@ class Backend(ABC):
         layers: of the model, after which hidden states can be read and steered; 0 where that is not offered.
         thinking: how the model marks what it thinks aloud; None where it does not.
         prefixes: trained prefixes, token ids each; they follow the vocabulary, have no text, and are never drawn.
+        folder: where the checkpoint lies, and what was made for it besides; None where that is elsewhere.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Backend(ABC):
     layers: int = 0
     thinking: Thinking | None = None
     prefixes: tuple[tuple[int, ...], ...] = ()
+    folder: Path | None = None
 
     # What a backend implements -----------------------------------------------------------------------------
 

@@ -86,6 +86,10 @@ class NativeBackend(Backend):
         self.capabilities = frozenset(Capability) if generates else frozenset(
             (Capability.NEXT_TOKEN, Capability.LOGITS, Capability.HIDDEN, Capability.STEERING)
         )  # fmt: skip
+        if self.thinking is None:
+            self.capabilities -= {Capability.THINKING}
+        if not self.prefixes:
+            self.capabilities -= {Capability.PREFIXES}
         if kv_tokens is None:
             weight = next(decoder.parameters())
             size = 2 * config.num_layers * config.num_kv_heads * config.head_dim * weight.element_size()

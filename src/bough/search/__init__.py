@@ -10,12 +10,13 @@ from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .coat import CoAT
-from .cot_switch import CoTSwitch, Probe, fit_probe, load_probe
+from .cot_switch import CoTSwitch
 from .diverse_prefixes import DiversePrefixes
 from .dvts import DVTS
 from .fractional_reasoning import FractionalReasoning
 from .greedy import Greedy
 from .hyper import HyPER
+from .lynx import Lynx
 from .mcts import MCTS
 from .optscale import OptScale
 from .particle_filter import ParticleFilter
@@ -32,8 +33,7 @@ from .trimr import TrimR
 
 __all__ = [
     "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "CoAT", "CoTSwitch",
-    "DVTS", "DiversePrefixes", "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "MCTS",
-    "OptScale", "PETS", "ParticleFilter", "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "Probe", "RPC",
-    "ScalablePower", "ScoreThreshold", "SelfConsistency", "TreeBoN", "TrimR", "allocate", "fit_probe",
-    "load_probe",
+    "DVTS", "DiversePrefixes", "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "Lynx",
+    "MCTS", "OptScale", "PETS", "ParticleFilter", "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC",
+    "ScalablePower", "ScoreThreshold", "SelfConsistency", "TreeBoN", "TrimR", "allocate",
 ]  # fmt: skip

@@ -5,12 +5,12 @@ easy and thoughts are long; costs a pass over the prompt.
 
 Who decides. The paper tunes the model by preferences between its answers with and without thoughts, so that it opens
 its thoughts, or closes them at once, as the problem asks for. Such a model says by itself how much it would rather
-answer at once: by the probability that it closes its thoughts as soon as they are open (`judge="model"`). For a model
-that was not tuned so, a logistic regression on the hidden states at the prompt's last token tells how likely an answer
-without thoughts is to be right, learnt from the model's own answers to other problems (`bough.zoo.switch`). It is the
-same preference, "without thoughts where that is right anyway", with the threshold left open: with g the accuracy that
-thinking adds where the answer at once is wrong, and c the price of its tokens in accuracy, thinking pays where
-(1 - p) g > c, that is below the threshold p = 1 - c / g.
+answer at once: by the probability that it closes its thoughts as soon as they are open (`judge="model"`). For a
+model that was not tuned so, a logistic regression on the hidden states at the prompt's last token tells how likely an
+answer without thoughts is to be right, learnt from the model's own answers to other problems (`bough.zoo.switch`). It
+is the same preference, "without thoughts where that is right anyway", with the threshold left open: with g the
+accuracy that thinking adds where the answer at once is wrong, and c the price of its tokens in accuracy, thinking
+pays where (1 - p) g > c, that is below the threshold p = 1 - c / g.
 """
 
 from __future__ import annotations

@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bough.core import Branch, Promise, Run, UnsupportedError, technique
+from bough.core import Branch, Capability, Promise, Run, technique
 
 from .steps import Choice, WholeSearch, require_choice
 
 
-@technique("diverse-prefixes", paper="arXiv:2509.12603", promise=Promise.APPROXIMATE)
+@technique(
+    "diverse-prefixes", paper="arXiv:2509.12603", promise=Promise.APPROXIMATE,
+    requires=(Capability.SAMPLE, Capability.PREFIXES),
+)  # fmt: skip
 @dataclass(frozen=True)
 class DiversePrefixes(WholeSearch):
     """Draw solutions below different trained prefixes in turn; vote, or take the best.
@@ -41,10 +44,4 @@ class DiversePrefixes(WholeSearch):
         require_choice(self)
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
-        backend = prompt.backend
-        if not backend.prefixes:
-            raise UnsupportedError(
-                f"{self.info.name} needs a model with trained prefixes, which {backend.name} has not; load it with "
-                "prefixes=, a file that the recipe in bough.zoo.prefixes makes"
-            )
-        return await self.draw_below([prompt + prefix for prefix in backend.prefixes], run, self.choose)
+        return await self.draw_below([prompt + prefix for prefix in prompt.backend.prefixes], run, self.choose)

@@ -296,7 +296,7 @@ def train_prefixes(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append((loss.item(), right.mean(0).tolist()))
+            losses.append(((1 - right).clamp(min=0).prod(1).mean().item(), right.mean(0).tolist()))
             if (step + 1) % 20 == 0:
                 recent = losses[-20:]
                 entry = {

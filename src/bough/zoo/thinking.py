@@ -41,7 +41,13 @@ from .training import Recipe, fit, next_token_loss
 ATTEMPTS = 4  # all samples of a problem
 CUT = {0: 0.1, 1: 0.15, 2: 0.15, 3: 0.1}  # the share of documents whose thoughts are cut after so many attempts
 BUCKETS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640)  # padded lengths
-RECIPE = replace(RECIPES["nano"], steps=900, rate=((20, 1.0), (300, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
+RECIPE = replace(
+    RECIPES["nano"],
+    steps=2000,
+    rate=((20, 1.0), (300, 1.0), (900, 0.0), (920, 0.7), (1400, 0.7)),
+    muon_lr=8e-4,
+    adam_lr=6e-4,
+)
 FORMAT = Thinking()
 
 
