@@ -74,7 +74,7 @@ def test_a_prefix_is_paid_for_what_the_others_miss(decoder: Decoder, embed: Pref
     """The gradient by one prefix is that of its own probability, times the probability that the others are wrong."""
     coverage_loss(decoder, embed, BATCH[:1])[0].backward()
     (found,) = torch.autograd.grad(known_logprobs(decoder, embed, BATCH[:1])[0][0].logsumexp(0).exp(), embed.soft)
-    others = 1 - float(known_logprobs(decoder, embed, BATCH[:1])[0][1].logsumexp(0).exp())
+    others = 1 - float(known_logprobs(decoder, embed, BATCH[:1])[0][1].detach().logsumexp(0).exp())
     assert embed.soft.grad is not None
     torch.testing.assert_close(embed.soft.grad[0], -others * found[0], rtol=0.05, atol=1e-7)
 
@@ -92,10 +92,10 @@ def test_prefixes_learn_to_write_different_solutions() -> None:
     decoder = tiny_decoder(scale=6.0)
     before = decoder.embed.weight.clone()
     known = [Known([0, 5, 9], [[40], [60]])]
-    recipe = Recipe(prefixes=2, tokens=2, batch=1, partition=100, steps=200, rate=0.3)
+    recipe = Recipe(prefixes=2, tokens=2, batch=1, partition=40, steps=60, rate=0.3)
     prefixes, log = train_prefixes(decoder, known, recipe)
     assert torch.equal(decoder.embed.weight, before) and prefixes.shape == (2, 2, WIDTH)
-    assert log[-1]["missed by all"] < 0.2 < log[0]["missed by all"]
+    assert log[-1]["missed by all"] < 0.01 < log[0]["missed by all"]
     decoder.embed = Prefixed(decoder.embed.weight.data, prefixes)  # type: ignore[assignment]
     first, second = known_logprobs(decoder, decoder.embed, known)[0].exp().tolist()  # type: ignore[arg-type]
     assert (first[0] > first[1]) != (second[0] > second[1])
