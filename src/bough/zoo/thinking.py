@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from bough.core import Thinking
+from bough.core import Backend, Thinking, run
 from bough.core.thinking import CLOSING, OPENING
 from bough.models import Decoder
+from bough.search.lynx import Case, Probe, train
 from bough.tasks import TASKS
 
 from .data import Batch
@@ -43,12 +45,14 @@ CUT = {0: 0.1, 1: 0.15, 2: 0.15, 3: 0.1}  # the share of documents whose thought
 BUCKETS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640)  # padded lengths
 RECIPE = replace(
     RECIPES["nano"],
-    steps=2000,
-    rate=((20, 1.0), (300, 1.0), (900, 0.0), (920, 0.7), (1400, 0.7)),
+    steps=1600,
+    rate=((20, 1.0), (300, 1.0), (900, 0.0), (920, 0.7), (1200, 0.7)),
     muon_lr=8e-4,
     adam_lr=6e-4,
 )
 FORMAT = Thinking()
+FIRST_PROBED = 20_000_000  # the first problem's index for LYNX's probe: those before it trained a model
+PROBE_PROBLEMS = 800  # of each task
 
 
 def thinking_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -211,3 +215,18 @@ def train_thinking_model(
         build / "nano-think.state",
     )
     return decoder, tokenizer, log
+
+
+def train_probe(lm: Backend, tasks: Iterable[str] = TASKS, problems: int = PROBE_PROBLEMS) -> Probe:
+    """A probe for LYNX, trained on half of so many problems of each task and calibrated on the other half.
+
+    They are of the train split and the default levels, and have trained no model.
+    """
+    cases = []
+    for name in tasks:
+        task = TASKS[name]
+        for index in range(FIRST_PROBED, FIRST_PROBED + problems):
+            problem = task.problem("train", index)
+            cases.append(Case(lm.branch(problem.prompt), task, partial(task.check, problem)))
+    random.Random("probe").shuffle(cases)
+    return run(train(cases))
