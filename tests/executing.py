@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from tiny import tiny_decoder
 from toy import ToyBackend, ToyReward, ToyTokenizer
 
 STRATEGIES = {name: info for name, info in techniques().items() if issubclass(info.cls, Strategy)}
+B = TypeVar("B", bound=Backend)
 PROMPTS = ("a?", "b?", "c?", "ab?", "ba?", "cab?")
 
 
@@ -54,7 +55,7 @@ class Bench:
         return self.make(crowded)
 
 
-def toy_backend(crowded: int | None) -> Backend:
+def toy_backend(crowded: int | None) -> ToyBackend:
     backend = ToyBackend() if crowded is None else ToyBackend(slots=3 + crowded, shuffle=crowded)
     backend.prefixes = tuple((backend.vocab_size + i,) for i in range(2))
     backend.capabilities |= {Capability.PREFIXES}
@@ -69,7 +70,7 @@ def native_backend(crowded: int | None) -> Backend:
     return thinks_aloud(backend, decoder.config.hidden_size)
 
 
-def thinks_aloud(backend: Backend, hidden: int) -> Backend:
+def thinks_aloud(backend: B, hidden: int) -> B:
     """The backend with marks for thoughts that turn at every c, and a folder with a probe of its hidden states."""
     backend.thinking = Thinking("+", "-", "c")
     backend.capabilities |= {Capability.THINKING}

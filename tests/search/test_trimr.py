@@ -40,6 +40,7 @@ def test_it_stops_where_the_same_answer_is_reached_again() -> None:
     answer = solve(TWICE, default="1+1=2\nanswer 2\n")
     assert thoughts_of(answer) == "1+1=2\nanswer 2\nwait\n1+1=2\nanswer 2\nwait\n"
     assert answer.text == "1+1=2\nanswer 2\n"
+    assert answer.ledger.tokens == len("1+1=2\nanswer 2\nwait" * 2) + 1 + len(answer.text) + 1, "nothing is wasted"
 
 
 def test_thoughts_that_agree_less_often_than_asked_for_are_thought_to_the_end() -> None:

@@ -25,7 +25,7 @@ was not trained on such sentences does better with the mere end of its thoughts,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,34 +92,40 @@ class TrimR(ThinkingSearch):
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
         thoughts: list[Thought] = []
-        verdicts: list[asyncio.Task[bool | None]] = []
-        same = self._verifier(prompt, run)
+        verdicts: list[asyncio.Future[bool | None]] = []
+        judge = self._judge(prompt, run)
         news = asyncio.Event()
+        known, streak = 0, 0
 
-        def follow(task: asyncio.Task[Any]) -> None:
-            task.add_done_callback(lambda _: news.set())
+        def follow(future: asyncio.Future[Any]) -> None:
+            future.add_done_callback(lambda _: news.set())
 
-        def offer(thought: Thought) -> None:
-            """A thought has ended at a cue: keep its answer as the best so far, and ask about it."""
+        def cut() -> Branch | None:
+            """Where the thoughts are to end, if that is known: verdicts count in the order of the thoughts."""
+            nonlocal known, streak
+            while streak < self.agreements and known < len(verdicts) and verdicts[known].done():
+                agrees = verdicts[known].result()
+                streak = streak if agrees is None else streak + 1 if agrees else 0
+                known += 1
+            return thoughts[known - 1].end if streak == self.agreements else None
+
+        def offer(thought: Thought) -> bool:
+            """A thought ends at a cue: keep its answer as the best so far, ask about it; whether to go on."""
             thoughts.append(thought)
             _restate(thoughts, run)
             if len(thoughts) < self.patience:
-                verdicts.append(asyncio.ensure_future(same(tuple(thoughts))))
+                verdicts.append(judge(tuple(thoughts)))
                 follow(verdicts[-1])
+            return cut() is None
 
         writing = asyncio.ensure_future(self._write(prompt, run, offer))
         follow(writing)
         try:
-            known, streak = 0, 0
             while True:
                 news.clear()
-                while known < len(verdicts) and verdicts[known].done():
-                    agrees = verdicts[known].result()
-                    streak = streak if agrees is None else streak + 1 if agrees else 0
-                    if streak == self.agreements:
-                        await cancel([writing])
-                        return await self.reply(_told(thoughts[known].end, self.overthinking), run)
-                    known += 1
+                if (end := cut()) is not None:
+                    await cancel([writing])
+                    return await self.reply(_told(end, self.overthinking), run)
                 if writing.done() and (known == len(verdicts) or writing.exception() is not None):
                     return writing.result()
                 await news.wait()
@@ -128,8 +134,8 @@ class TrimR(ThinkingSearch):
 
     # Writing -----------------------------------------------------------------------------------------------
 
-    async def _write(self, prompt: Branch, run: Run, offer: Callable[[Thought], None]) -> Branch:
-        """Thought after thought, and the answer, as if no verdict ever came in."""
+    async def _write(self, prompt: Branch, run: Run, offer: Callable[[Thought], bool]) -> Branch:
+        """Thought after thought, and the answer; it waits for no verdict."""
         thinking, node = thinking_of(prompt), self.opened(prompt)
         start, seen = node.length, 0
         stop = [thinking.cue, thinking.closing.strip(), self._in_circles]
@@ -142,7 +148,8 @@ class TrimR(ThinkingSearch):
             if cue is None:
                 node = self._without_tail(node, text)
                 break
-            offer(Thought(node, text[: cue.start()]))
+            if not offer(Thought(node, text[: cue.start()])):
+                return node
             seen += 1
         return await self.reply(_told(node, self.underthinking), run)
 
@@ -161,29 +168,30 @@ class TrimR(ThinkingSearch):
 
     # Judging -----------------------------------------------------------------------------------------------
 
-    def _verifier(self, prompt: Branch, run: Run) -> Callable[[Sequence[Thought]], Coroutine[Any, Any, bool | None]]:
+    def _judge(self, prompt: Branch, run: Run) -> Callable[[Sequence[Thought]], asyncio.Future[bool | None]]:
         """Who says whether the last of some thoughts reaches the answer of the one before it (None: it has none)."""
         if self.verifier is None:
 
-            async def exactly(thoughts: Sequence[Thought]) -> bool | None:
+            def compare(thoughts: Sequence[Thought]) -> asyncio.Future[bool | None]:
+                verdict = asyncio.get_running_loop().create_future()
                 answers = [run.task.extract(thought.text) for thought in thoughts]
                 found = [answer for answer in answers if answer is not None]
-                if answers[-1] is None:
-                    return None
-                return len(found) > 1 and equivalent(found[-2], found[-1])
+                agrees = len(found) > 1 and equivalent(found[-2], found[-1])
+                verdict.set_result(None if answers[-1] is None else agrees)
+                return verdict
 
-            return exactly
+            return compare
         backend = run.model(self.verifier, prompt.backend)
-        judge, problem = SelfEvaluation(backend, template=SAME), backend.branch(prompt.text)
+        verifier, problem = SelfEvaluation(backend, template=SAME), backend.branch(prompt.text)
 
-        async def asked(thoughts: Sequence[Thought]) -> bool:
+        async def ask(thoughts: Sequence[Thought]) -> bool | None:
             if len(thoughts) < 2:
                 return False
             one, two = (thought.text.strip() for thought in thoughts[-2:])
             both = problem + f"Solution 1:\n{one}\n\nSolution 2:\n{two}"
-            return (await judge([both], run))[0] > self.certainty
+            return (await verifier([both], run))[0] > self.certainty
 
-        return asked
+        return lambda thoughts: asyncio.ensure_future(ask(thoughts))
 
 
 def _told(thoughts: Branch, why: str | None) -> Branch:
