@@ -241,7 +241,7 @@ def test_a_written_folder_is_the_same_model_in_transformers(tokenizer, decoder, 
 
 
 def test_an_unknown_model_is_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match="bough/giant.*bough/nano, bough/nano-draft, bough/nano-prm"):
+    with pytest.raises(InvalidInput, match="bough/giant.*bough/nano, bough/nano-draft, bough/nano-think"):
         path("bough/giant")
 
 

@@ -1,7 +1,8 @@
 """Trains the embedded models and replaces the folders that ship with bough.
 
     python -m bough.zoo                     # all of them: one to two hours on two cores with bf16 matmuls
-    python -m bough.zoo nano-prm            # one of them; nano-prm and nano-draft need nano's training state
+    python -m bough.zoo nano-prm            # one of them; nano-prm and nano-draft need nano's training state, and
+                                            # nano-think needs nano-prm's as well
 
 A run goes on where it was interrupted: its state is kept under build/zoo, which may be deleted afterwards.
 """
@@ -11,18 +12,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import bough
 from bough.models import Decoder
+from bough.search.lynx import PROBE_FILE
 
 from . import path
 from .card import write_folder
 from .data import MIXES
 from .language import RECIPES, make_tokenizer, train_language_model
 from .marking import PROBLEMS, SAMPLES, STEP_TAG
-from .measure import agreement, by_level, by_tries, many_samples, reward_quality
+from .measure import TRIED, agreement, by_level, by_tries, many_samples, reward_quality
 from .prm import RECIPE, REJECT_ID, train_reward_model
+from .thinking import ATTEMPTS, CUT, accuracy_after, train_probe, train_thinking_model
+from .thinking import RECIPE as THINKING
 from .training import in_bf16
 
-NAMES = ("nano", "nano-prm", "nano-draft")
+NAMES = ("nano", "nano-prm", "nano-draft", "nano-think")
 
 
 def main() -> None:
@@ -66,6 +71,15 @@ def make(name: str, build: Path, out: Path) -> None:
         measured = {"log": log, "data": data, **reward_quality(in_bf16(reward), tokenizer, samples)}
         read_out = {"process_reward": {"step_tag": STEP_TAG, "reject": REJECT_ID}}
         write_folder(name, out / name, reward, tokenizer, RECIPE, measured, read_out)
+    elif name == "nano-think":
+        judge, _ = train_reward_model(nano, out / "nano", tokenizer, build)
+        thinker, grown, log = train_thinking_model(judge, out / "nano", tokenizer, build)
+        cut = ", ".join(f"{share:.0%} after {attempts}" for attempts, share in CUT.items())
+        after = accuracy_after(in_bf16(thinker), grown, "test", TRIED, (*CUT, ATTEMPTS))
+        measured = {"log": log, "data": {"cut": cut}, "after": after}
+        write_folder(name, out / name, thinker, grown, THINKING, measured, {})
+        with bough.load(out / name) as lm:
+            train_probe(lm).save(out / name / PROBE_FILE)
     else:
         draft, log = train_language_model(name, build, RECIPES[name])
         small: Decoder = in_bf16(draft)

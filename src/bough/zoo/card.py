@@ -31,6 +31,14 @@ _ABOUT = {
         "(`bough.rewards.RejectionReward`). It is bough/nano, trained further as a whole on its own samples, which "
         "the tasks' judges labelled line by line."
     ),
+    "nano-think": (
+        "A language model that thinks aloud before it answers, for methods that watch thoughts and end them: "
+        "`<think>`, four attempts at a solution with `wait` between them, `</think>`, the solution. It is "
+        "bough/nano-prm, which can tell right steps from wrong ones, trained further as a whole to write. An attempt "
+        "is what bough/nano would have written. Closing its thoughts early makes it answer at once; "
+        "`<think>\\n\\n</think>\\n\\n` spares all of them. A probe of its hidden states for `bough.search.Lynx` "
+        "lies beside the weights."
+    ),
 }
 _DATA = {
     "nano": (
@@ -40,6 +48,11 @@ _DATA = {
     "nano-prm": (
         "Samples of bough/nano on {problems} problems of each task, of the `train` split and of levels around the "
         "default one: {samples} of each problem. No test problem was seen in training."
+    ),
+    "nano-think": (
+        "The samples that bough/nano-prm learnt from, four to a document, in random order, and the first right one "
+        "again as the answer, or a worked solution where none is right. In a part of the documents thoughts are cut "
+        "after fewer attempts ({cut}), and nothing is learnt from where they are."
     ),
 }
 _AUCS = {"overall": "overall", "within": "within a problem", "first error": "first error"}
@@ -53,6 +66,7 @@ _LIMITS = {
         "whether the solution will end well. Searches that optimise hard against it find its mistakes: where "
         "best-of-N falls as N grows, in the table above, do not search with it."
     ),
+    "nano-think": ("As bough/nano's. It makes four attempts whatever they give, and does not stop by itself before."),
 }
 
 
@@ -82,7 +96,8 @@ def write_folder(
 def write_card(name: str, folder: Path) -> None:
     """README.md from the folder's measurements.json."""
     measured = json.loads((folder / "measurements.json").read_text())
-    kind = "nano-prm" if name == "nano-prm" else "nano"
+    kind = name if name in _DATA else "nano"
+    tables = {"nano-prm": _reward_tables, "nano-think": _thinking_tables}.get(name, _accuracy_tables)
     recipe, last = measured["recipe"], measured["log"][-1]
     lines = [
         "---",
@@ -113,7 +128,7 @@ def write_card(name: str, folder: Path) -> None:
         "",
         "## Measured on test problems",
         "",
-        *(_reward_tables(measured) if name == "nano-prm" else _accuracy_tables(measured)),
+        *tables(measured),
         "",
         "## Limits",
         "",
@@ -150,6 +165,20 @@ def _accuracy_tables(measured: Mapping[str, Any]) -> list[str]:
         lines += ["| " + " | ".join(measured["agreement"]) + " |", "|---" * len(measured["agreement"]) + "|"]
         lines.append("| " + " | ".join(f"{share:.1%}" for share in measured["agreement"].values()) + " |")
     return lines
+
+
+def _thinking_tables(measured: Mapping[str, Any]) -> list[str]:
+    counts = list(next(iter(measured["after"].values())))
+    lines = [
+        f"Share right, sampled at temperature 1, when thoughts end after so many attempts, over {TRIED} problems of "
+        "the default level:",
+        "",
+        "| task | " + " | ".join(counts) + " |",
+        "|---" * (len(counts) + 1) + "|",
+    ]
+    return lines + [
+        f"| {task} | " + " | ".join(f"{row[n]:.1%}" for n in counts) + " |" for task, row in measured["after"].items()
+    ]
 
 
 def _reward_tables(measured: Mapping[str, Any]) -> list[str]:

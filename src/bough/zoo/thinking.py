@@ -17,7 +17,7 @@ not stop by itself before all attempts are made.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,34 +86,44 @@ class Document:
         self.weights += [share if counted else 0.0] * len(ids)
 
 
-class Writer:
-    """Writes documents from the samples of a split, without end."""
+Attempt = tuple[list[int], bool]  # tokens, and whether they are a right solution
 
-    def __init__(self, tokenizer: Tokenizer, split: str, samples: Sequence[Marked]) -> None:
+
+class Writer:
+    """Writes documents from samples.
+
+    Args:
+        tokenizer: with tokens for thoughts.
+        samples: of a model, labelled; several of each problem.
+        worked: the right solution of each problem, by task and index.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, samples: Sequence[Marked], worked: Mapping[tuple[str, int], str]
+    ) -> None:
         self.opening = _encode(tokenizer, FORMAT.opening)
         self.closing = _encode(tokenizer, FORMAT.closing)
         self.newline = _encode(tokenizer, "\n")
         self.wait = _encode(tokenizer, "wait")
-        # The words of the worked solution of every problem, and its prompt and samples.
-        problems = [p for chunk in chunks_of({split: PROBLEMS[split]}) for p in chunk.problems()]
-        self.worked = {(p.task, p.index): _encode(tokenizer, p.solution) for p in problems}
-        self.attempts: dict[tuple[str, int], list[tuple[list[int], bool]]] = {}
+        self.attempts: dict[tuple[str, int], list[Attempt]] = {}
         self.prompts: dict[tuple[str, int], list[int]] = {}
         for sample in samples:
-            place = (sample.problem[0], sample.problem[1])
             start = sample.ends[0] + 1
-            self.prompts[place] = sample.ids[:start]
+            self.prompts[sample.problem] = sample.ids[:start]
             if sample.ids[-1:] == self.newline:  # a sample that ran out of tokens is nothing to learn from
                 attempt = (sample.ids[start:], sample.labels[-1])
-                self.attempts.setdefault(place, []).extend([attempt] * sample.count)
+                self.attempts.setdefault(sample.problem, []).extend([attempt] * sample.count)
+        self.worked = {problem: _encode(tokenizer, worked[problem]) for problem in self.prompts}
 
-    def document(self, place: tuple[str, int], rng: random.Random) -> Document:
-        """A document about a problem, its attempts in random order."""
-        attempts = rng.sample(self.attempts[place], len(self.attempts[place]))
-        cuts = [*CUT, ATTEMPTS]
-        shown = rng.choices(cuts, [*CUT.values(), 1 - sum(CUT.values())])[0]
-        cut, attempts = shown < len(attempts), attempts[:shown]
-        document = Document(list(self.prompts[place]), [0.0] * len(self.prompts[place]))
+    def draw(self, problem: tuple[str, int], rng: random.Random) -> Document:
+        """A document about a problem: its attempts in random order, all of them or the first few."""
+        attempts = rng.sample(self.attempts[problem], len(self.attempts[problem]))
+        (shown,) = rng.choices([*CUT, ATTEMPTS], [*CUT.values(), 1 - sum(CUT.values())])
+        return self.document(problem, attempts[:shown], cut=shown < len(attempts))
+
+    def document(self, problem: tuple[str, int], attempts: Sequence[Attempt], cut: bool) -> Document:
+        """The document with these attempts, after which thoughts end by themselves, or are cut."""
+        document = Document(list(self.prompts[problem]), [0.0] * len(self.prompts[problem]))
         document.add(self.opening)
         for number, (attempt, _) in enumerate(attempts):
             if number:
@@ -125,12 +135,19 @@ class Writer:
             document.add(self.newline + self.closing, counted=False)
         else:
             document.add(self.closing)
+        # Thoughts and answer weigh the same, however long they are.
         thoughts = sum(document.weights)
         document.weights = [weight / thoughts for weight in document.weights]
-        right = next((attempt for attempt, is_right in attempts if is_right), self.worked[place])
+        right = next((attempt for attempt, is_right in attempts if is_right), self.worked[problem])
         answer = [*right, EOS_ID]
         document.add(answer, share=1 / len(answer))
         return document
+
+
+def worked_solutions(split: str) -> dict[tuple[str, int], str]:
+    """Those of the problems that `marked_samples` has samples of."""
+    chunks = chunks_of({split: PROBLEMS[split]})
+    return {(problem.task, problem.index): problem.solution for chunk in chunks for problem in chunk.problems()}
 
 
 def batches(writer: Writer, tokens_per_batch: int, seed: int, skip: int = 0) -> Iterator[Batch]:
@@ -139,7 +156,7 @@ def batches(writer: Writer, tokens_per_batch: int, seed: int, skip: int = 0) -> 
     queues: dict[int, list[Document]] = {length: [] for length in BUCKETS}
     while True:
         for place in rng.sample(sorted(writer.attempts), len(writer.attempts)):
-            document = writer.document(place, rng)
+            document = writer.draw(place, rng)
             length = next((length for length in BUCKETS if len(document.ids) <= length), None)
             if length is None:
                 continue
@@ -196,7 +213,7 @@ def train_thinking_model(
     """
     samples = marked_samples(shipped, plain, build / "nano-prm")
     tokenizer = thinking_tokenizer(plain)
-    writer = Writer(tokenizer, "train", samples["train"])
+    writer = Writer(tokenizer, samples["train"], worked_solutions("train"))
     decoder = grow(policy, tokenizer.get_vocab_size(), recipe.seed)
 
     def data(skip: int) -> Iterable[Batch]:
