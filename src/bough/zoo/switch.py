@@ -18,8 +18,7 @@ import numpy as np
 
 from bough.core import Run, run
 from bough.engine import NativeBackend
-from bough.models import ModelConfig, load_decoder, load_tokenizer
-from bough.models.weights import read_json
+from bough.models import load_decoder, load_tokenizer
 from bough.search import CoTSwitch
 from bough.search.cot_switch import PROBE_FILE
 from bough.search.lynx import Probe, fit_probe, states_of
@@ -40,12 +39,12 @@ def answers_at_once(folder: Path, task: str, split: str, count: int) -> dict[str
     """Of each problem: the hidden states after every layer, and the share of right answers.
 
     Returns:
-        ``states``, ``[problems, layers * H]``, and ``right``, ``[problems]``, as lists.
+        ``states``, ``[problems, layers * H]``, ``right``, ``[problems]``, as lists, and the number of ``layers``.
     """
     problems = [TASKS[task].problem(split, (FIRST if split == "train" else 0) + index) for index in range(count)]
     with NativeBackend(load_decoder(folder), load_tokenizer(folder), name=folder.name) as lm:
-        found = run(_answer_all(lm, problems))
-    return {"states": [states for states, _ in found], "right": [right for _, right in found]}
+        found, layers = run(_answer_all(lm, problems)), lm.layers
+    return {"states": [states for states, _ in found], "right": [right for _, right in found], "layers": layers}
 
 
 async def _answer_all(lm: NativeBackend, problems: list[Problem]) -> list[tuple[list[float], float]]:
@@ -80,7 +79,7 @@ def train_switch(folder: Path, build: Path, problems: dict[str, int] | None = No
         return np.concatenate([part["states"] for part in own]), np.concatenate([part["right"] for part in own])
 
     (states, right), (fresh, truth) = joined("train"), joined("validation")
-    layers = ModelConfig.from_dict(read_json(folder / "config.json")).num_layers
+    layers = next(iter(drawn.values()))["layers"]
     width = states.shape[1] // layers
     found = []
     for layer in range(layers):
