@@ -10,7 +10,7 @@ import pytest
 
 from bough.core import Answer, Budget, Capability, InvalidInput, Run, UnsupportedError, run
 from bough.search import CoTSwitch
-from bough.search.lynx import Probe
+from bough.search.probe import Probe
 from bough.tasks import get_task
 from chains import CHARACTERS
 from scripted import ScriptedBackend, thinker

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bough.models import Decoder
 from bough.tasks import TASKS
+from bough.zoo import prefixes
 from bough.zoo.attend import RectangleAttend
 from bough.zoo.prefixes import (
     Known,
@@ -93,12 +96,33 @@ def test_prefixes_learn_to_write_different_solutions() -> None:
     before = decoder.embed.weight.clone()
     known = [Known([0, 5, 9], [[40], [60]])]
     recipe = Recipe(prefixes=2, tokens=2, batch=1, partition=40, steps=60, rate=0.3)
-    prefixes, log = train_prefixes(decoder, known, recipe)
-    assert torch.equal(decoder.embed.weight, before) and prefixes.shape == (2, 2, WIDTH)
+    found, log = train_prefixes(decoder, known, recipe)
+    assert torch.equal(decoder.embed.weight, before) and found.shape == (2, 2, WIDTH)
     assert log[-1]["missed by all"] < 0.01 < log[0]["missed by all"]
-    decoder.embed = Prefixed(decoder.embed.weight.data, prefixes)  # type: ignore[assignment]
+    decoder.embed = Prefixed(decoder.embed.weight.data, found)  # type: ignore[assignment]
     first, second = known_logprobs(decoder, decoder.embed, known)[0].exp().tolist()  # type: ignore[arg-type]
     assert (first[0] > first[1]) != (second[0] > second[1])
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "EVERY", 2)
+    decoder, recipe = tiny_decoder(), Recipe(prefixes=2, tokens=2, batch=1, partition=3, steps=6)
+    want, log = train_prefixes(decoder, BATCH, recipe)
+    calls = 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return coverage_loss(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(prefixes, "coverage_loss", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train_prefixes(decoder, BATCH, recipe, tmp_path / "state")
+    found, again = train_prefixes(decoder, BATCH, recipe, tmp_path / "state")
+    assert torch.equal(found, want) and again == log
 
 
 def test_right_solutions_are_those_the_judge_accepts_most_frequent_first() -> None:

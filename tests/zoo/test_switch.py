@@ -33,7 +33,7 @@ def test_the_probe_expects_what_comes_of_answering_at_once(tmp_path: Path, monke
     assert probe.layers == (1,)
     assert measured["loss by layer"][1] < measured["loss by layer"][0] - 0.1
     easy, hard = probe.scores(np.array([[2.0] * 3, [-2.0] * 3]))
-    assert easy > 0.85 and hard < 0.15
+    assert easy > 0.7 and hard < 0.3
     assert set(measured["by task"]) == set(TASKS)
     assert all(row["auc"] > 0.7 for row in measured["by task"].values())
 

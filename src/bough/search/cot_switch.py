@@ -23,7 +23,7 @@ import numpy as np
 
 from bough.core import Branch, Capability, InvalidInput, Promise, Run, technique
 
-from .lynx import Probe, probe_of, states_of
+from .probe import Probe, probe_of, states_of
 from .thinking import ThinkingSearch, thinking_of
 
 PROBE_FILE = "switch.safetensors"
@@ -45,7 +45,7 @@ class CoTSwitch(ThinkingSearch):
         threshold: the probability from which the model answers at once; 0 always does, and above 1 always thinks.
         judge: whose probability: that of a "probe" that an answer at once is right, or that of the "model" to close
             its thoughts at once, for one that was tuned to do so.
-        probe: a `bough.search.lynx.Probe`, or the file of one; default, the one in the checkpoint's folder.
+        probe: a `bough.search.probe.Probe`, or the file of one; default, the one in the checkpoint's folder.
     """
 
     threshold: float = 0.5

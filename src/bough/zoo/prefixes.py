@@ -28,9 +28,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ from .training import logits_of
 
 FIRST = 20_000_000  # the first problem's index: those before it trained the models
 CHUNK = 250
+EVERY = 20  # steps between two saved states
 
 
 @dataclass(frozen=True)
@@ -273,9 +274,12 @@ def batches(known: Sequence[Known], recipe: Recipe) -> Iterator[list[Known]]:
 
 
 def train_prefixes(
-    decoder: Decoder, known: Sequence[Known], recipe: Recipe = RECIPE
+    decoder: Decoder, known: Sequence[Known], recipe: Recipe = RECIPE, state_file: Path | None = None
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The trained prefixes ``[k, m, H]`` float32, and the loss on the way. The decoder stays as it is."""
+    """The trained prefixes ``[k, m, H]`` float32, and how they did on the way. The decoder stays as it is.
+
+    With a state file, a run that was interrupted goes on from there.
+    """
     embedding = decoder.embed
     weight = embedding.weight.data
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -283,30 +287,33 @@ def train_prefixes(
     last = weight[known[0].prompt[-1]]
     noise = torch.randn(recipe.prefixes, recipe.tokens, len(last), generator=generator)
     embed = Prefixed(weight, last + 0.5 * weight.std() * noise)
+    optimizer = torch.optim.Adam([embed.soft], lr=recipe.rate, betas=(0.9, 0.99))
+    done, log, recent = 0, [], []
+    if state_file is not None and state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        done, log, recent = state["done"], state["log"], state["recent"]
+        embed.load_state_dict({"weight": weight, "soft": state["soft"]})
+        optimizer.load_state_dict(state["optimizer"])
     decoder.embed = embed  # type: ignore[assignment]
-    log: list[dict[str, Any]] = []
     try:
-        optimizer = torch.optim.Adam([embed.soft], lr=recipe.rate, betas=(0.9, 0.99))
-        began, losses = time.perf_counter(), []
-        for step, batch in enumerate(batches(known, recipe)):
-            if step == recipe.steps:
-                break
+        for step, batch in enumerate(islice(batches(known, recipe), recipe.steps)):
+            if step < done:
+                continue
             optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps) * min(1.0, (step + 1) / 10)
-            loss, right = (partition_loss if step < recipe.partition else coverage_loss)(decoder, embed, batch)
+            parting = step < recipe.partition
+            loss, right = (partition_loss if parting else coverage_loss)(decoder, embed, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(((1 - right).clamp(min=0).prod(1).mean().item(), right.mean(0).tolist()))
-            if (step + 1) % 20 == 0:
-                recent = losses[-20:]
-                entry = {
-                    "step": step + 1,
-                    "seconds": round(time.perf_counter() - began),
-                    "missed by all": float(np.mean([one for one, _ in recent])),
-                    "right": np.mean([own for _, own in recent], axis=0).round(3).tolist(),
-                }
-                log.append(entry)
-                print(json.dumps(entry), flush=True)
+            recent.append([(1 - right).clamp(min=0).prod(1).mean().item(), *right.mean(0).tolist()])
+            if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:
+                missed, *own = np.mean(recent, axis=0).round(4).tolist()
+                log.append({"step": step + 1, "missed by all": missed, "right": own})
+                print(json.dumps(log[-1]), flush=True)
+                recent = []
+                if state_file is not None:
+                    state = {"done": step + 1, "log": log, "recent": recent, "soft": embed.soft.detach()}
+                    torch.save({**state, "optimizer": optimizer.state_dict()}, state_file)
     finally:
         decoder.embed = embedding
     return embed.soft.detach(), log
@@ -327,7 +334,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     known = known_solutions(folder, tokenizer, given["build"], recipe)
     decoder = load_decoder(folder).float().requires_grad_(False)
-    prefixes, _ = train_prefixes(decoder, known, recipe)
+    prefixes, _ = train_prefixes(decoder, known, recipe, given["build"] / "prefixes.state")
     save_prefixes(prefixes, given["out"])
 
 

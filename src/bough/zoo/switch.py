@@ -21,7 +21,7 @@ from bough.engine import NativeBackend
 from bough.models import load_decoder, load_tokenizer
 from bough.search import CoTSwitch
 from bough.search.cot_switch import PROBE_FILE
-from bough.search.lynx import Probe, fit_probe, states_of
+from bough.search.probe import Probe, fit_probe, states_of
 from bough.tasks import TASKS, Problem
 
 from . import path
