@@ -44,7 +44,7 @@ class Probe:
     worst: np.ndarray
 
     def scores(self, states: ArrayLike) -> np.ndarray:
-        """The probability that leaving is not premature, of states ``[n, layers * H]``: ``[n]``.
+        """The probability of what it was fitted to, of states ``[n, layers * H]``: ``[n]``.
 
         Raises:
             InvalidInput: the states are of another model.
@@ -84,7 +84,7 @@ class Probe:
                 arrays = {name: opened.get_tensor(name) for name in ("mean", "scale", "weight", "bias", "worst")}
                 layers = tuple(json.loads(opened.metadata()["layers"]))
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{file} is no probe of LYNX ({error}); bough.search.lynx makes one") from None
+            raise InvalidInput(f"{file} is no probe ({error}); bough.search.lynx.train makes one") from None
         return cls(
             layers, arrays["mean"], arrays["scale"], arrays["weight"], float(arrays["bias"][0]), arrays["worst"]
         )
