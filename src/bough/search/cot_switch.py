@@ -70,8 +70,6 @@ class CoTSwitch(ThinkingSearch):
         thoughts = await self._draw(
             opened, run, stop=thinking_of(prompt).closing.strip(), max_tokens=self.max_thought_tokens
         )
-        if thoughts.finish == "eos":  # it ended the text without ever closing them
-            thoughts = opened + thoughts.appended[:-1]
         return await self.reply(thoughts, run)
 
     async def _sure(self, prompt: Branch, opened: Branch) -> float:

@@ -142,11 +142,11 @@ class TrimR(ThinkingSearch):
         while seen < self.patience and (left := self.max_thought_tokens - (node.length - start)) > 0:
             node = await self._draw(node, run, stop=stop, max_tokens=left)
             text = node.appended_text
-            if thinking.closing.strip() in text or node.finish == "context":
+            if thinking.closing.strip() in text or node.finished:
                 return await self.reply(node, run)
             cue = thinking.cue.search(text)
             if cue is None:
-                node = self._without_tail(node, text)
+                node = self._without_copies(node, text)
                 break
             if not offer(Thought(node, text[: cue.start()])):
                 return node
@@ -156,15 +156,16 @@ class TrimR(ThinkingSearch):
     def _in_circles(self, text: str) -> bool:
         return repeated(text, self.repeats, self.passage) > 0
 
-    def _without_tail(self, node: Branch, text: str) -> Branch:
-        """A thought without the end of the text, and without all but the first copy of what it repeats."""
+    def _without_copies(self, node: Branch, text: str) -> Branch:
+        """A thought without all but the first copy of what the end of its text repeats."""
+        copies = repeated(text, self.repeats, self.passage)
+        if not copies:
+            return node
         assert node.parent is not None
-        tokens, kept = list(node.appended), len(text) - repeated(text, self.repeats, self.passage)
-        if node.finish == "eos":
+        tokens = list(node.appended)
+        while len(node.backend.decode(tokens)) > len(text) - copies:
             tokens.pop()
-        while tokens and len(node.backend.decode(tokens)) > kept:
-            tokens.pop()
-        return node if len(tokens) == len(node.appended) else node.parent + tokens if tokens else node.parent
+        return node.parent + tokens
 
     # Judging -----------------------------------------------------------------------------------------------
 
