@@ -53,12 +53,16 @@ def test_thoughts_that_agree_less_often_than_asked_for_are_thought_to_the_end() 
 def test_agreements_must_follow_each_other() -> None:
     mixed = "answer 2\nwait\nanswer 3\nwait\nanswer 2\nwait\nanswer 2\nwait\nanswer 2\nwait\ndone\n"
     assert thoughts_of(solve(mixed)).count("wait") == 4
+    pairs = "answer 2\nwait\nanswer 2\nwait\nanswer 3\nwait\nanswer 3\nwait\nanswer 4\nwait\nanswer 4\ndone\n"
+    assert thoughts_of(solve(pairs, TrimR(agreements=2))) == pairs.removesuffix("done\n")
     assert thoughts_of(solve(mixed, TrimR(agreements=2))).count("wait") == 5
 
 
 def test_thoughts_without_an_answer_are_passed_over() -> None:
     mixed = "answer 2\nwait\n1+1=2\nwait\nanswer 2\nwait\nanswer 4\ndone\n"
     assert thoughts_of(solve(mixed)) == "answer 2\nwait\n1+1=2\nwait\nanswer 2\nwait\n"
+    longer = "answer 2\nwait\nanswer 2\nwait\n1+1=2\nwait\nanswer 2\nwait\nanswer 4\ndone\n"
+    assert thoughts_of(solve(longer, TrimR(agreements=2))).count("wait") == 4
 
 
 def test_it_stops_where_thoughts_lead_nowhere() -> None:
@@ -156,6 +160,8 @@ def test_a_late_verdict_cuts_at_the_place_it_is_about_and_what_came_after_is_pai
     for answer in (late, never_in_time):
         assert answer.branch is not None and early.branch is not None
         assert answer.branch.key == early.branch.key and answer.branch.tokens == early.branch.tokens
+    needed = len("it is two\nwait\ni say two\nwait") + len("answer 0\n") + 1
+    assert needed <= early.ledger.tokens <= needed + 8, "what is written on is let go as soon as the verdict is in"
     assert early.ledger.tokens < late.ledger.tokens < never_in_time.ledger.tokens
     assert never_in_time.ledger.tokens >= len(PROSE) + len("answer 0\n"), "generation was held up for the verdict"
 
