@@ -254,7 +254,7 @@ class Decoder(nn.Module):
             )
         before, old = self.inputs, self.embed.weight
         weight = torch.cat([old.data, rows.to(old.data)])
-        self.embed = Embedding(*weight.shape, _weight=weight).requires_grad_(old.requires_grad)
+        self.embed = Embedding(len(weight), rows.shape[1], _weight=weight).requires_grad_(old.requires_grad)
         return range(before, self.inputs)
 
     def forward(

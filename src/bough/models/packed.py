@@ -294,7 +294,7 @@ def _packed(decoder: Decoder, name: str, bits: int) -> PackedLinear:
     bias = getattr(module, "bias", None)
     if bias is not None and bits == 16:
         bias = bias.to(torch.bfloat16)
-    weight = module.get_parameter("weight")
+    weight: Tensor = module.get_parameter("weight")
     if name == "embed":
         weight = weight[: decoder.config.vocab_size]  # what is read only has no logit
     return PackedLinear.pack(weight, bias, bits, name=f"{name}.weight")
