@@ -47,7 +47,7 @@ async def trial(prompt: Branch, task: str, index: int, probes: dict[str, Probe],
     run = Run(task=aim)
     prompt = prompt.with_run(run)
     opened = strategy.opened(prompt)
-    direct = await strategy.reply(opened, run)
+    direct = await strategy.reply(opened + "\n", run)  # an empty line, as in training
     assert direct.parent is not None
     (layers,) = {probe.layers for probe in probes.values()}
     found = await strategy.exits(prompt, run, layers)

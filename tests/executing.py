@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 import bough.search  # noqa: F401  (registers its techniques)
 from bough.core import (
@@ -27,11 +28,13 @@ from bough.core import (
     techniques,
 )
 from bough.engine import NativeBackend
+from bough.search import cot_switch
 from bough.search.lynx import PROBE_FILE, Probe
 from tiny import tiny_decoder
 from toy import ToyBackend, ToyReward, ToyTokenizer
 
 STRATEGIES = {name: info for name, info in techniques().items() if issubclass(info.cls, Strategy)}
+B = TypeVar("B", bound=Backend)
 PROMPTS = ("a?", "b?", "c?", "ab?", "ba?", "cab?")
 
 
@@ -52,17 +55,22 @@ class Bench:
         return self.make(crowded)
 
 
-def toy_backend(crowded: int | None) -> Backend:
-    return thinks_aloud(ToyBackend() if crowded is None else ToyBackend(slots=3 + crowded, shuffle=crowded), 8)
+def toy_backend(crowded: int | None) -> ToyBackend:
+    backend = ToyBackend() if crowded is None else ToyBackend(slots=3 + crowded, shuffle=crowded)
+    backend.prefixes = tuple((backend.vocab_size + i,) for i in range(2))
+    backend.capabilities |= {Capability.PREFIXES}
+    return thinks_aloud(backend, 8)
 
 
 def native_backend(crowded: int | None) -> Backend:
     decoder = tiny_decoder(vocab_size=ToyTokenizer.vocab_size, max_position_embeddings=40)
-    limits = {} if crowded is None else {"max_batch": 3 + crowded, "max_pass": 16}
-    return thinks_aloud(NativeBackend(decoder, ToyTokenizer(), name="native", **limits), decoder.config.hidden_size)
+    limits: dict[str, Any] = {} if crowded is None else {"max_batch": 3 + crowded, "max_pass": 16}
+    prefixes = torch.randn(2, 2, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    backend = NativeBackend(decoder, ToyTokenizer(), name="native", prefixes=prefixes, **limits)
+    return thinks_aloud(backend, decoder.config.hidden_size)
 
 
-def thinks_aloud(backend: Backend, hidden: int) -> Backend:
+def thinks_aloud(backend: B, hidden: int) -> B:
     """The backend with marks for thoughts that turn at every c, and a folder with a probe of its hidden states."""
     backend.thinking = Thinking("+", "-", "c")
     backend.capabilities |= {Capability.THINKING}
@@ -70,7 +78,8 @@ def thinks_aloud(backend: Backend, hidden: int) -> Backend:
     weakref.finalize(backend, shutil.rmtree, backend.folder, ignore_errors=True)
     weight = np.random.default_rng(0).normal(size=hidden)
     probe = Probe((0,), np.zeros(hidden), np.ones(hidden), weight, 0.0, np.full(99, 0.5))
-    probe.save(backend.folder / PROBE_FILE)
+    for name in (PROBE_FILE, cot_switch.PROBE_FILE):
+        probe.save(backend.folder / name)
     return backend
 
 

@@ -31,7 +31,7 @@ from bough.core import (
 )
 from bough.core.noise import gumbel
 
-EOS, NEWLINE, QUESTION = 0, 1, 2
+EOS, NEWLINE, QUESTION, CLOSING = 0, 1, 2, 7
 SYMBOLS = ("", "\n", "?", "a", "b", "c", "+", "-")
 LETTERS = (3, 4, 5)
 
@@ -48,7 +48,8 @@ class ToyTokenizer:
         return [SYMBOLS.index(character) for character in text if character in SYMBOLS]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(SYMBOLS[token] for token in ids)
+        # What follows the vocabulary is only read, and has no text.
+        return "".join(SYMBOLS[token] for token in ids if token < len(SYMBOLS))
 
     def token_bytes(self, token: int) -> bytes:
         return SYMBOLS[token].encode()
@@ -60,7 +61,9 @@ class ToyTokenizer:
 @lru_cache(maxsize=100_000)
 def toy_model(tokens: tuple[int, ...], seed: int = 0, lines: int = 3, letters: int = 2) -> np.ndarray:
     """Next-token probabilities ``[V]``, random but fixed by (seed, tokens); -inf never occurs after a '?'."""
-    after = tokens[len(tokens) - tokens[::-1].index(QUESTION) :] if QUESTION in tokens else tokens
+    # A text begins after the prompt, and again after thoughts, which a '-' closes.
+    begins = 1 + max((i for i, token in enumerate(tokens) if token in (QUESTION, CLOSING)), default=-1)
+    after = tokens[begins:]
     done, line = after.count(NEWLINE), len(after) - 1 - max((i for i, t in enumerate(after) if t == 1), default=-1)
     allowed = []
     if line == 0:
@@ -104,7 +107,7 @@ class ToyBackend(Backend):
     """
 
     name = "toy"
-    capabilities = frozenset(Capability) - {Capability.THINKING}
+    capabilities = frozenset(Capability) - {Capability.THINKING, Capability.PREFIXES}
     vocab_size = len(SYMBOLS)
     layers = 2
 

@@ -98,6 +98,7 @@ def load(
     kv_tokens: int | None = None,
     max_batch: int | None = None,
     threads: int | None = None,
+    prefixes: str | os.PathLike[str] | None = None,
     model: str | None = None,
     tokenizer: Source | None = None,
     api_key: str | None = None,
@@ -119,6 +120,8 @@ def load(
         max_batch: the most branches that advance in one pass; default, the engine's. Of an endpoint, requests at
             once.
         threads: how many CPU threads compute a pass; default, as many as torch uses.
+        prefixes: a file of trained prefixes (`bough.search.DiversePrefixes`); default, the checkpoint's own
+            ``prefixes.safetensors``, if it has one.
         model: an endpoint's name of the model; default, the one that it serves, if it is one.
         tokenizer: of an endpoint's model, as the source of a model is given; its weights are not read. See
             `bough.backends.connect` for what it makes possible, and for more options.
@@ -142,7 +145,10 @@ def load(
 
     remote = {"model": model, "api_key": api_key, "price": price, "spending_limit": spending_limit}
     if is_address(source):
-        local = {"dtype": dtype, "weights": weights, "device": device, "kv_tokens": kv_tokens, "threads": threads}
+        local = {
+            "dtype": dtype, "weights": weights, "device": device, "kv_tokens": kv_tokens, "threads": threads,
+            "prefixes": prefixes,
+        }  # fmt: skip
         _refuse(local, "the endpoint's to choose", "leave it out")
         # Embedded models have tokenizers too, which only this knows where to find. Weights are not downloaded.
         embedded = isinstance(tokenizer, str) and tokenizer.startswith("bough/")
@@ -154,7 +160,7 @@ def load(
     import torch
 
     from bough.engine import NativeBackend, compiles
-    from bough.models import load_decoder, load_tokenizer
+    from bough.models import load_decoder, load_prefixes, load_tokenizer
 
     where = _device(device)
     decoder = load_decoder(
@@ -162,6 +168,8 @@ def load(
     )
     # What the caller leaves out is the engine's to choose.
     given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None and name != "context"}
+    if prefixes is not None or (folder / "prefixes.safetensors").exists():
+        given["prefixes"] = load_prefixes(prefixes or folder / "prefixes.safetensors")
     backend: Backend = NativeBackend(decoder, load_tokenizer(folder), name=os.fspath(source), **given)
     backend.folder = folder
     assert isinstance(where, torch.device)

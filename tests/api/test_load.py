@@ -13,10 +13,18 @@ from tokenizers import Tokenizer
 
 import bough
 from bough import api, zoo
-from bough.core import CapacityError, CheckpointError, EndpointError, InvalidInput, Run, UnsupportedError
-from bough.models import packed_as
+from bough.core import (
+    Capability,
+    CapacityError,
+    CheckpointError,
+    EndpointError,
+    InvalidInput,
+    Run,
+    UnsupportedError,
+)
+from bough.models import packed_as, save_prefixes
 from bough.rewards import Oracle
-from bough.search import Greedy
+from bough.search import DiversePrefixes, Greedy
 from bough.tasks import get_task
 from checkpoints import make_checkpoint, make_tokenizer
 
@@ -47,6 +55,24 @@ def test_a_folder_becomes_a_model_that_solves(checkpoint):
         assert 1 <= answer.ledger.tokens <= 5
         with bough.load(str(checkpoint)) as again:
             assert bough.solve(again, "the sum", strategy=Greedy(max_tokens=5)).text == answer.text
+
+
+def test_trained_prefixes_come_with_the_folder_or_from_a_file(tmp_path):
+    folder = write(tmp_path / "model", "llama3")
+    with bough.load(folder) as lm:
+        assert lm.prefixes == () and Capability.PREFIXES not in lm.capabilities
+        size, width = lm.vocab_size, lm.decoder.config.hidden_size
+    save_prefixes(torch.randn(2, 3, width), folder / "prefixes.safetensors")
+    save_prefixes(torch.randn(1, 2, width), tmp_path / "others.safetensors")
+    with bough.load(folder) as lm:
+        assert lm.prefixes == ((size, size + 1, size + 2), (size + 3, size + 4, size + 5))
+        answer = bough.solve(lm, "the sum", strategy=DiversePrefixes(n=2, max_tokens=5))
+        assert 2 <= answer.ledger.tokens <= 10
+        with bough.load(folder, prefixes=tmp_path / "others.safetensors") as other:
+            assert other.prefixes == ((size, size + 1),)
+    save_prefixes(torch.randn(1, 2, width + 1), tmp_path / "wide.safetensors")
+    with pytest.raises(InvalidInput, match="embeddings"):
+        bough.load(folder, prefixes=tmp_path / "wide.safetensors")
 
 
 def test_the_options_reach_the_engine(checkpoint):

@@ -176,6 +176,14 @@ def test_with_the_same_tokenizer_the_generated_tokens_are_used_unchanged() -> No
     assert model.asked == [[(*ids("a?"), 3, EOS, 4, NEWLINE)]]
 
 
+def test_a_trained_prefix_is_left_out_of_what_is_judged() -> None:
+    model, generator = RewardModel(), ToyBackend()
+    generator.prefixes = ((len(SYMBOLS), len(SYMBOLS) + 1),)
+    branch = generator.branch([len(SYMBOLS), *ids("a?")]) + generator.prefixes[0] + "ab\n"
+    run(reward_of(model)([branch], Run()))
+    assert model.asked == [[tuple(ids("a?ab\n"))]]
+
+
 def test_an_inserted_tag_stands_after_every_step() -> None:
     class Spaced(ToyTokenizer):
         def encode(self, text: str, add_special: bool = False) -> list[int]:

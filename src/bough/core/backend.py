@@ -37,6 +37,7 @@ class Capability(Enum):
     HIDDEN = "hidden states"
     STEERING = "steering of the residual stream"
     THINKING = "thoughts aloud, marked off from the answer"
+    PREFIXES = "trained prefixes, below which samples differ"
     SEEDED = "the same tokens for the same seed, whatever shares the batch"
 
 
@@ -85,6 +86,7 @@ class Backend(ABC):
         context: the most tokens one branch may have, prompt included.
         layers: of the model, after which hidden states can be read and steered; 0 where that is not offered.
         thinking: how the model marks what it thinks aloud; None where it does not.
+        prefixes: trained prefixes, token ids each; they follow the vocabulary, have no text, and are never drawn.
         folder: where the checkpoint lies, and what was made for it besides; None where that is elsewhere.
     """
 
@@ -95,6 +97,7 @@ class Backend(ABC):
     context: int
     layers: int = 0
     thinking: Thinking | None = None
+    prefixes: tuple[tuple[int, ...], ...] = ()
     folder: Path | None = None
 
     # What a backend implements -----------------------------------------------------------------------------
@@ -160,18 +163,21 @@ class Backend(ABC):
         """Text of token ids; without a tokenizer, the ids themselves, separated by spaces."""
         return " ".join(map(str, tokens)) if self.tokenizer is None else self.tokenizer.decode(tokens)
 
-    def check_tokens(self, tokens: Sequence[int]) -> list[int]:
+    def check_tokens(self, tokens: Sequence[int], *, read: bool = False) -> list[int]:
         """The token ids as a list of int.
+
+        Args:
+            tokens: the ids.
+            read: whether they are only read, so that they may be those of the prefixes too.
 
         Raises:
             InvalidInput: an id is outside ``[0, vocab_size)``.
         """
         ids = [int(token) for token in tokens]
+        limit = self.vocab_size + (sum(map(len, self.prefixes)) if read else 0)
         for position, token in enumerate(ids):
-            if not 0 <= token < self.vocab_size:
-                raise InvalidInput(
-                    f"token id {token} at position {position} is outside [0, {self.vocab_size}) of {self.name}"
-                )
+            if not 0 <= token < limit:
+                raise InvalidInput(f"token id {token} at position {position} is outside [0, {limit}) of {self.name}")
         return ids
 
     def branch(
@@ -197,7 +203,7 @@ class Backend(ABC):
         elif isinstance(prompt[0], Mapping):
             tokens = self._need_tokenizer().chat(prompt)  # type: ignore[arg-type]
         else:
-            tokens = self.check_tokens(prompt)  # type: ignore[arg-type]
+            tokens = self.check_tokens(prompt, read=True)  # type: ignore[arg-type]
         if len(tokens) >= self.context:
             raise InvalidInput(
                 f"the prompt has {len(tokens)} tokens, which leaves no room in the context of {self.context} of "

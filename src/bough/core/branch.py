@@ -193,7 +193,7 @@ class Branch:
 
         Text is tokenised on its own, so its tokens depend on neither side's.
         """
-        tokens = self.backend.encode(text) if isinstance(text, str) else self.backend.check_tokens(text)
+        tokens = self.backend.encode(text) if isinstance(text, str) else self.backend.check_tokens(text, read=True)
         return _recorded(Branch(self.backend, self, tokens, token_key(self.key, tokens)))
 
     def with_run(self, run: Run) -> Branch:

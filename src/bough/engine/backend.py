@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from bough.core import (
     Backend,
@@ -44,6 +45,8 @@ class NativeBackend(Backend):
         max_pass: tokens in one forward pass at most; longer prompts are computed in chunks.
         share_from: see `bough.engine.attention.SHARE_FROM`.
         threads: CPU threads; default, as many as torch uses.
+        prefixes: trained embeddings ``[k, m, H]`` of k prefixes of m tokens (`Backend.prefixes`); the decoder gets
+            their ids in place.
         compiled: whether passes are compiled (`bough.engine.cpu`); default, where the model and the CPU allow it. The
             decoder's linear layers are packed in place then.
     """
@@ -59,6 +62,7 @@ class NativeBackend(Backend):
         max_pass: int = 2048,
         share_from: int = SHARE_FROM,
         threads: int | None = None,
+        prefixes: Tensor | None = None,
         compiled: bool | None = None,
     ) -> None:
         limits = {"kv_tokens": kv_tokens, "max_batch": max_batch, "max_pass": max_pass, "threads": threads}
@@ -73,12 +77,18 @@ class NativeBackend(Backend):
         self.vocab_size = config.vocab_size
         self.layers = config.num_layers
         self.thinking = Thinking.of(tokenizer)
+        if prefixes is not None:
+            count, each = prefixes.shape[:2]
+            ids = decoder.add_inputs(prefixes.flatten(0, 1))
+            self.prefixes = tuple(tuple(ids[i * each : (i + 1) * each]) for i in range(count))
         generates = decoder.head_kind == "lm"
         self.capabilities = frozenset(Capability) if generates else frozenset(
             (Capability.NEXT_TOKEN, Capability.LOGITS, Capability.HIDDEN, Capability.STEERING)
         )  # fmt: skip
         if self.thinking is None:
             self.capabilities -= {Capability.THINKING}
+        if not self.prefixes:
+            self.capabilities -= {Capability.PREFIXES}
         if kv_tokens is None:
             weight = next(decoder.parameters())
             size = 2 * config.num_layers * config.num_kv_heads * config.head_dim * weight.element_size()

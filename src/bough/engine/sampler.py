@@ -36,7 +36,8 @@ def transform(logits: Tensor, sampling: Sampling, histories: Sequence[Sequence[i
     if sampling.repetition_penalty != 1:
         logits = logits.clone()
         for row, history in zip(logits, histories, strict=True):
-            seen = torch.tensor(sorted(set(history)), device=logits.device)
+            written = sorted(token for token in set(history) if token < len(row))  # others are only read
+            seen = torch.tensor(written, dtype=torch.int64, device=logits.device)
             penalty = sampling.repetition_penalty
             row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
     if sampling.logit_bias:

@@ -6,7 +6,7 @@ from .decoder import Decoder, Hidden
 from .hub import resolve
 from .packed import WEIGHTS, PackedLinear, pack_decoder, packed_as
 from .tokenizer import Tokenizer, load_tokenizer
-from .weights import check_weights, load_decoder, save_decoder
+from .weights import check_weights, load_decoder, load_prefixes, save_decoder, save_prefixes
 
 __all__ = [
     "WEIGHTS",
@@ -21,9 +21,11 @@ __all__ = [
     "check_weights",
     "dense_attend",
     "load_decoder",
+    "load_prefixes",
     "load_tokenizer",
     "pack_decoder",
     "packed_as",
     "resolve",
     "save_decoder",
+    "save_prefixes",
 ]

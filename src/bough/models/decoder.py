@@ -237,6 +237,26 @@ class Decoder(nn.Module):
         """``"lm"`` or ``"classification"``."""
         return self.config.head_kind
 
+    @property
+    def inputs(self) -> int:
+        """How many token ids can be read: the vocabulary, and after it those of :meth:`add_inputs`."""
+        return len(self.embed.weight)
+
+    def add_inputs(self, rows: Tensor) -> range:
+        """Add token ids that can be read and are never written, with embeddings ``[n, H]``; returns the ids.
+
+        Raises :class:`InvalidInput` for rows of another width, or that are not finite.
+        """
+        if rows.dim() != 2 or rows.shape[1] != self.config.hidden_size or not rows.isfinite().all():
+            raise InvalidInput(
+                f"embeddings of shape {list(rows.shape)} cannot be added: they must be finite and "
+                f"[n, {self.config.hidden_size}]"
+            )
+        before, old = self.inputs, self.embed.weight
+        weight = torch.cat([old.data, rows.to(old.data)])
+        self.embed = Embedding(len(weight), rows.shape[1], _weight=weight).requires_grad_(old.requires_grad)
+        return range(before, self.inputs)
+
     def forward(
         self,
         tokens: Tensor,
@@ -286,7 +306,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., H]`` after the final norm -> ``[..., V]``, or ``[..., labels]``, in float32."""
         if self.head is None:
-            logits = F.linear(hidden, self.embed.weight).float()
+            logits = F.linear(hidden, self.embed.weight[: self.config.vocab_size]).float()
         else:
             logits = self.head(hidden).float()
         return self.finish_logits(logits)
@@ -310,9 +330,9 @@ class Decoder(nn.Module):
 
     def check_indices(self, tokens: Tensor, positions: Tensor) -> None:
         """Raise :class:`InvalidInput` for a token outside the vocabulary or a position beyond the context."""
-        vocab, context = self.config.vocab_size, self.config.context
-        for token in tokens[(tokens < 0) | (tokens >= vocab)].tolist():
-            raise InvalidInput(f"token id {token} is outside the vocabulary, 0 .. {vocab - 1}")
+        inputs, context = self.inputs, self.config.context
+        for token in tokens[(tokens < 0) | (tokens >= inputs)].tolist():
+            raise InvalidInput(f"token id {token} is outside the vocabulary, 0 .. {inputs - 1}")
         for position in positions[(positions < 0) | (positions >= context)].tolist():
             raise InvalidInput(
                 f"position {position} is outside the context of {context} tokens; shorten the sequence, or "

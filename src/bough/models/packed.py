@@ -294,7 +294,10 @@ def _packed(decoder: Decoder, name: str, bits: int) -> PackedLinear:
     bias = getattr(module, "bias", None)
     if bias is not None and bits == 16:
         bias = bias.to(torch.bfloat16)
-    return PackedLinear.pack(module.get_parameter("weight"), bias, bits, name=f"{name}.weight")
+    weight: Tensor = module.get_parameter("weight")
+    if name == "embed":
+        weight = weight[: decoder.config.vocab_size]  # what is read only has no logit
+    return PackedLinear.pack(weight, bias, bits, name=f"{name}.weight")
 
 
 def _head(decoder: Decoder) -> str:

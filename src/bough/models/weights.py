@@ -59,7 +59,7 @@ def tensor_views(decoder: Decoder) -> dict[str, Tensor]:
 def _end_views(decoder: Decoder) -> dict[str, Tensor]:
     """The part of :func:`tensor_views` that is in no layer."""
     views = {
-        "model.embed_tokens.weight": decoder.embed.weight.data,
+        "model.embed_tokens.weight": decoder.embed.weight.data[: decoder.config.vocab_size],
         "model.norm.weight": decoder.norm.weight.data,
     }
     if isinstance(decoder.head, PackedLinear):
@@ -189,6 +189,28 @@ def load_decoder(
             _allocate(layer, dtype, device)
             _fill(_layer_views(decoder, index), files)
     return decoder.eval()
+
+
+def load_prefixes(file: str | os.PathLike[str]) -> Tensor:
+    """Trained prefixes: embeddings ``[k, m, H]`` of k prefixes of m tokens each, from a safetensors file.
+
+    Raises :class:`CheckpointError` for a file that is missing or corrupt, or holds anything else.
+    """
+    try:
+        with safe_open(os.fspath(file), "pt") as stored:
+            names = list(stored.keys())
+            rows: Tensor | None = stored.get_tensor("prefixes") if names == ["prefixes"] else None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{os.fspath(file)} is no file of prefixes ({error})") from error
+    if rows is None or rows.dim() != 3 or 0 in rows.shape:
+        what = f"has {names}" if rows is None else f"holds {list(rows.shape)}"
+        raise CheckpointError(f"{os.fspath(file)} {what}; prefixes are one tensor 'prefixes' of [k, m, H]")
+    return rows
+
+
+def save_prefixes(prefixes: Tensor, file: str | os.PathLike[str]) -> None:
+    """Write what :func:`load_prefixes` reads."""
+    save_file({"prefixes": prefixes.detach().contiguous()}, os.fspath(file), metadata={"format": "pt"})
 
 
 def _fill_and_pack(

@@ -144,7 +144,7 @@ class ImplicitReward:
             if start == len(tokens):
                 return np.zeros(0)
             prefix = Branch(model, None, tokens[:start], token_key(0, tokens[:start]), run=meter)
-            [logprobs] = await model.submit_score(prefix, [tokens[start:]])
+            [logprobs] = await model.submit_score(prefix, [model.check_tokens(tokens[start:])])
             return logprobs.astype(np.float64)
 
         try:

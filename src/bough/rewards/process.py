@@ -121,7 +121,10 @@ class ProcessReward:
         """The tokens after which each wanted step is judged."""
         stop, root = run.task.step_stop, branch.root
         if self._reads_own_tokens(branch, run):
-            prefixes = self._own_tokens(branch.tokens, root.length, single_token(self._tokenizer, stop))[wanted]
+            # What was read and never written, such as a trained prefix, is no business of the reward model.
+            written = [[t for t in node.appended if t < node.backend.vocab_size] for node in branch.path]
+            tokens = [token for node in written for token in node]
+            prefixes = self._own_tokens(tokens, len(written[0]), single_token(self._tokenizer, stop))[wanted]
         else:
             steps = [step for step in branch.answer.split(stop) if step.strip()]
             question = self._question(root)

@@ -10,6 +10,8 @@ from .astar import AStar
 from .beam_search import BeamSearch
 from .best_of_n import BestOfN
 from .coat import CoAT
+from .cot_switch import CoTSwitch
+from .diverse_prefixes import DiversePrefixes
 from .dvts import DVTS
 from .fractional_reasoning import FractionalReasoning
 from .greedy import Greedy
@@ -27,10 +29,11 @@ from .scalable_power import ScalablePower
 from .self_consistency import SelfConsistency
 from .stopping import AdaptiveConsistency, EarlyStoppingConsistency, Patience, ScoreThreshold
 from .treebon import TreeBoN
+from .trimr import TrimR
 
 __all__ = [
-    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "CoAT", "DVTS",
-    "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "Lynx", "MCTS", "OptScale", "PETS",
-    "ParticleFilter", "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC", "ScalablePower",
-    "ScoreThreshold", "SelfConsistency", "TreeBoN", "allocate",
+    "AStar", "AdaptiveConsistency", "AdaptiveITC", "Archon", "BeamSearch", "BestOfN", "CoAT", "CoTSwitch",
+    "DVTS", "DiversePrefixes", "EarlyStoppingConsistency", "FractionalReasoning", "Greedy", "HyPER", "Lynx",
+    "MCTS", "OptScale", "PETS", "ParticleFilter", "ParticleGibbs", "Patience", "PowerMH", "PowerSMC", "RPC",
+    "ScalablePower", "ScoreThreshold", "SelfConsistency", "TreeBoN", "TrimR", "allocate",
 ]  # fmt: skip

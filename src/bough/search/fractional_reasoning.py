@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 from bough.core import Branch, Capability, InvalidInput, Promise, Run, Steering, technique
 
-from .steps import WholeSearch, answered
-from .vote import winner
+from .steps import Choice, WholeSearch, require_choice
 
 
 @technique(
@@ -49,7 +47,7 @@ class FractionalReasoning(WholeSearch):
     positive: str = "Solve this carefully, step by step.\n{prompt}"
     negative: str = "Answer this at once.\n{prompt}"
     layers: tuple[int, ...] | None = None
-    choose: Literal["vote", "reward"] = "vote"
+    choose: Choice = "vote"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,38 +59,12 @@ class FractionalReasoning(WholeSearch):
         for name in ("positive", "negative"):
             if "{prompt}" not in getattr(self, name):
                 raise InvalidInput(f"{name}={getattr(self, name)!r} has no {{prompt}}, which stands for the prompt")
-        if self.choose not in ("vote", "reward"):
-            raise InvalidInput(f"choose={self.choose!r} is not one of vote, reward")
-        if self.choose == "reward":
-            object.__setattr__(self, "info", replace(self.info, needs_reward=True))
+        require_choice(self)
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
         direction = await self._direction(prompt, run)
         roots = [self._root(prompt, direction, scale, run) for scale in self.scales]
-        ballots: dict[int, Branch] = {}
-
-        async def attempt(index: int) -> tuple[Branch, float | None]:
-            turn, place = divmod(index, len(roots))
-            leaf = await self.draw(roots[place], run, turn)
-            judged = self.choose == "reward" and answered(leaf, run)
-            return leaf, (await run.reward([leaf]))[0] if judged else None
-
-        def offer(index: int, leaf: Branch, score: float | None) -> None:
-            ballots[index] = leaf
-            if self.choose == "reward":
-                run.propose(leaf, score)
-
-        try:
-            await self.attempt_all(run, attempt, offer)
-        finally:
-            if self.choose == "vote" and ballots:
-                leaves = [ballots[index] for index in sorted(ballots)]
-                won = winner([run.task.extract(leaf.answer) for leaf in leaves])
-                if won is None:
-                    run.propose(leaves[0])
-                else:
-                    run.propose(leaves[won[0]], won[1] / (len(leaves) if run.ledger.stopped else self.n))
-        return run.best
+        return await self.draw_below(roots, run, self.choose)
 
     async def _direction(self, prompt: Branch, run: Run) -> Steering:
         """What the instruction to reason adds to the hidden states at the prompt's last token."""

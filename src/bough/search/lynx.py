@@ -23,129 +23,19 @@ share of right answers is lost. With n < 1 / risk - 1, no threshold is large eno
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from bough.core import Branch, Capability, InvalidInput, Promise, Run, TaskLike, technique
 
+from .probe import Probe, fit_probe, probe_of, states_of
 from .thinking import ThinkingSearch
 
 PROBE_FILE = "lynx.safetensors"
 """The name of a probe in the folder of the checkpoint that it was trained for."""
-
-_ROUNDS = 50
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A logistic regression on hidden states, and what is needed to choose a threshold for it.
-
-    Attributes:
-        layers: after which the states are read, counted from 0.
-        mean, scale: of each state's numbers in training, ``[layers * H]``.
-        weight: ``[layers * H]``, on standardised states.
-        bias: the log-odds at the mean.
-        worst: for every calibration problem, the largest score where leaving is premature, or -inf; sorted.
-    """
-
-    layers: tuple[int, ...]
-    mean: np.ndarray
-    scale: np.ndarray
-    weight: np.ndarray
-    bias: float
-    worst: np.ndarray
-
-    def scores(self, states: ArrayLike) -> np.ndarray:
-        """The probability that leaving is not premature, of states ``[n, layers * H]``: ``[n]``.
-
-        Raises:
-            InvalidInput: the states are of another model.
-        """
-        rows = np.asarray(states, np.float64)
-        if rows.shape[-1] != len(self.weight):
-            raise InvalidInput(
-                f"the probe reads {len(self.weight)} numbers of {len(self.layers)} layers, and this model has "
-                f"{rows.shape[-1]} there; train a probe for this model"
-            )
-        found: np.ndarray = _logistic((rows - self.mean) / self.scale @ self.weight + self.bias)
-        return found
-
-    def threshold(self, risk: float) -> float:
-        """The score above which at most a share `risk` of fresh problems is left prematurely; inf: never leave."""
-        rank = math.ceil((1 - risk) * (len(self.worst) + 1))
-        return float(self.worst[rank - 1]) if rank <= len(self.worst) else math.inf
-
-    def calibrated(self, worst: ArrayLike) -> Probe:
-        """The probe with the largest premature score of each of other problems, -inf where there is none."""
-        return replace(self, worst=np.sort(np.asarray(worst, np.float64)))
-
-    def save(self, file: Path) -> None:
-        """Write it as safetensors."""
-        arrays = {name: np.atleast_1d(getattr(self, name)) for name in ("mean", "scale", "weight", "bias", "worst")}
-        save_file(arrays, file, {"layers": json.dumps(self.layers)})
-
-    @classmethod
-    def load(cls, file: Path) -> Probe:
-        """Read what `save` wrote.
-
-        Raises:
-            InvalidInput: there is no such file, or it is something else.
-        """
-        try:
-            with safe_open(file, "numpy") as opened:
-                arrays = {name: opened.get_tensor(name) for name in ("mean", "scale", "weight", "bias", "worst")}
-                layers = tuple(json.loads(opened.metadata()["layers"]))
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{file} is no probe of LYNX ({error}); bough.search.lynx makes one") from None
-        return cls(
-            layers, arrays["mean"], arrays["scale"], arrays["weight"], float(arrays["bias"][0]), arrays["worst"]
-        )
-
-
-def fit_probe(states: ArrayLike, safe: ArrayLike, layers: Sequence[int], ridge: float = 100.0) -> Probe:
-    """The probe of largest penalised likelihood, by Newton's method; still to be calibrated.
-
-    Args:
-        states: hidden states at cues, ``[n, layers * H]``, layer by layer.
-        safe: whether leaving there was not premature, ``[n]``.
-        layers: which layers these are, counted from 0.
-        ridge: half of it times the squared weights is the penalty.
-
-    Raises:
-        InvalidInput: the outcomes are all alike.
-    """
-    x, y = np.asarray(states, np.float64), np.asarray(safe, np.float64)
-    if x.ndim != 2 or len(x) != len(y):
-        raise InvalidInput(f"states of shape {x.shape} and {y.shape} outcomes: give one row per outcome")
-    if not 0 < y.mean() < 1:
-        raise InvalidInput("leaving was premature at every cue or at none; give more problems")
-    mean, scale = x.mean(0), x.std(0) + 1e-6
-    rows = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
-    penalty = np.append(np.full(x.shape[1], ridge), 0.0)
-    weights = np.zeros(rows.shape[1])
-    for _ in range(_ROUNDS):
-        p = _logistic(rows @ weights)
-        gradient = rows.T @ (y - p) - penalty * weights
-        curvature = (rows * (p * (1 - p))[:, None]).T @ rows + np.diag(penalty + 1e-9)
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights + step
-        if np.abs(step).max() < 1e-8:
-            break
-    return Probe(tuple(layers), mean, scale, weights[:-1], float(weights[-1]), np.zeros(0))
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    found: np.ndarray = (1 + np.tanh(x / 2)) / 2
-    return found
 
 
 @dataclass(frozen=True)
@@ -187,14 +77,14 @@ class Lynx(ThinkingSearch):
             raise InvalidInput(f"risk={self.risk} must be a probability between 0 and 1, such as 0.05")
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
-        probe = self._probe(prompt)
+        probe = probe_of(prompt, self.probe, PROBE_FILE)
         threshold = probe.threshold(self.risk)
         thoughts = opened = self.opened(prompt)
         while self.may_go_on(thoughts, opened):
             thoughts = await self.think(thoughts, run, opened)
             if not self.may_go_on(thoughts, opened):
                 break
-            (score,) = probe.scores(await _states([thoughts], probe.layers))
+            (score,) = probe.scores(await states_of([thoughts], probe.layers))
             if score > threshold:
                 run.selected(thoughts)
                 break
@@ -209,20 +99,8 @@ class Lynx(ThinkingSearch):
             if self.may_go_on(thoughts, opened):
                 cues.append(thoughts)
         last, *replies = await asyncio.gather(*(self.reply(node, run) for node in (thoughts, *cues)))
-        states = await _states(cues, layers) if cues else np.zeros((0, 0), np.float32)
+        states = await states_of(cues, layers) if cues else np.zeros((0, 0), np.float32)
         return Exits(tuple(cues), states, tuple(replies), last)
-
-    def _probe(self, prompt: Branch) -> Probe:
-        if isinstance(self.probe, Probe):
-            return self.probe
-        folder = prompt.backend.folder
-        file = Path(self.probe) if self.probe is not None else None if folder is None else folder / PROBE_FILE
-        if file is None or not file.exists():
-            raise InvalidInput(
-                f"there is no probe {file or PROBE_FILE} for {prompt.backend.name}; train one with "
-                "bough.search.lynx.train and give probe='file', or put it into the checkpoint's folder"
-            )
-        return _load(file, file.stat().st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -293,14 +171,3 @@ async def train(
 def worst(probe: Probe, states: np.ndarray, safe: np.ndarray) -> float:
     """The largest score where leaving is premature, of one problem's cues; -inf where there is none."""
     return float(np.where(safe, -math.inf, probe.scores(states)).max()) if len(safe) else -math.inf
-
-
-@lru_cache(maxsize=8)
-def _load(file: Path, changed: int) -> Probe:
-    return Probe.load(file)
-
-
-async def _states(branches: Sequence[Branch], layers: Sequence[int]) -> np.ndarray:
-    """The hidden states at the last token after some layers, side by side: ``[n, layers * H]``."""
-    backend = branches[0].backend
-    return np.concatenate(await asyncio.gather(*(backend.submit_hidden(branches, layer) for layer in layers)), axis=1)

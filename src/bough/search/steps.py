@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from bough.core import Branch, Branches, BudgetExhausted, InvalidInput, RewardError, Run, Sampling, Strategy
 
+from .vote import winner
+
 T = TypeVar("T")
 Attempt = tuple[Branch, float | None]  # a solution and its score
+Choice = Literal["vote", "reward"]
 
 
 @dataclass(eq=False)
@@ -123,6 +126,33 @@ class WholeSearch(Strategy):
         sampling = Sampling(temperature=self.temperature, top_p=self.top_p)
         return await draw_whole(prompt, run, index, self.max_tokens, sampling)
 
+    async def draw_below(self, roots: Sequence[Branch], run: Run, choose: Choice) -> Branch | None:
+        """Draw n solutions below several branches in turn; the answer of most, or the solution of highest reward."""
+        ballots: dict[int, Branch] = {}
+
+        async def attempt(index: int) -> Attempt:
+            turn, place = divmod(index, len(roots))
+            leaf = await self.draw(roots[place], run, turn)
+            judged = choose == "reward" and answered(leaf, run)
+            return leaf, (await run.reward([leaf]))[0] if judged else None
+
+        def offer(index: int, leaf: Branch, score: float | None) -> None:
+            ballots[index] = leaf
+            if choose == "reward":
+                run.propose(leaf, score)
+
+        try:
+            await self.attempt_all(run, attempt, offer)
+        finally:
+            if choose == "vote" and ballots:
+                leaves = [ballots[index] for index in sorted(ballots)]
+                won = winner([run.task.extract(leaf.answer) for leaf in leaves])
+                if won is None:
+                    run.propose(leaves[0])
+                else:
+                    run.propose(leaves[won[0]], won[1] / (len(leaves) if run.ledger.stopped else self.n))
+        return run.best
+
     async def attempt_all(
         self,
         run: Run,
@@ -191,6 +221,14 @@ def require_positive(owner: object, *names: str) -> None:
 def answered(branch: Branch, run: Run) -> bool:
     """Whether the task finds a final answer in the branch."""
     return run.task.extract(branch.answer) is not None
+
+
+def require_choice(owner: Any) -> None:
+    """Refuse a `choose` that is none; one by reward makes the strategy need a reward."""
+    if owner.choose not in get_args(Choice):
+        raise InvalidInput(f"choose={owner.choose!r} is not one of {', '.join(get_args(Choice))}")
+    if owner.choose == "reward":
+        object.__setattr__(owner, "info", replace(owner.info, needs_reward=True))
 
 
 async def draw_judging(states: Branches, run: Run, **options: Any) -> Branches:

@@ -56,6 +56,9 @@ class ThinkingSearch(Strategy):
     async def reply(self, thoughts: Branch, run: Run) -> Branch:
         """The whole solution below thoughts, which are closed here where they are open; offered, unscored."""
         thinking = thinking_of(thoughts)
+        if thoughts.finish == "eos" and thinking.open_at_end(thoughts.text):
+            assert thoughts.parent is not None
+            thoughts = thoughts.parent + thoughts.appended[:-1]  # the text ended within thoughts: as if it had not
         if not thoughts.finished and thinking.open_at_end(thoughts.text):
             thoughts = thoughts + ("" if thoughts.text.endswith("\n") else "\n") + thinking.closing
         leaf = thoughts

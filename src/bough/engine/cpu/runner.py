@@ -213,7 +213,7 @@ class CompiledRunner:
         if plan is None or not plan.advance(runs, version):
             plan = self._plan = Plan(runs, version, self._group, self._windows)
             ids, _ = split(tokens)
-            if ids.min() < 0 or ids.max() >= config.vocab_size or plan.positions.max() >= config.context:
+            if ids.min() < 0 or ids.max() >= self._decoder.inputs or plan.positions.max() >= config.context:
                 self._plan = None
                 self._decoder.check_indices(torch.from_numpy(ids), torch.from_numpy(plan.positions[plan.where]))
             for name, array in (("positions", plan.positions), ("slots", plan.slots), ("visible", plan.visible),
