@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from bough.core import Backend
+from bough.trace import html as page
 
 from .admission import Admission
 from .bodies import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, ScoreBody, TokenizeBody, parse
@@ -21,8 +24,10 @@ from .drawing import Delta
 from .errors import ApiError, as_api_error
 from .exchange import Exchange
 from .formats import ChatFormat, CompletionFormat, Format
+from .keys import KeyRing
 from .metrics import CONTENT_TYPE, Metrics
-from .service import Progress, Service, Work
+from .service import Service
+from .work import Progress, Work
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 
@@ -38,6 +43,7 @@ class Endpoint:
         status = 499
         try:
             try:
+                exchange.owner = self._server.keys.owner(exchange.request.headers.get("authorization"))
                 body = await exchange.body()
                 await exchange.carry_out(lambda: self._handler(exchange, body))
             except ClientDisconnect:
@@ -57,13 +63,15 @@ class Server:
 
     Attributes:
         service: what is served.
+        keys: who may ask.
         metrics: what has been counted.
         admission: who is in.
         app: the ASGI application.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, keys: KeyRing | None = None) -> None:
         self.service = service
+        self.keys = keys or KeyRing()
         self.metrics = Metrics()
         self.admission = Admission(service.limits.present)
         self.metrics.gauge("bough_present", "Continuations in the server.", lambda: self.admission.present)
@@ -78,10 +86,11 @@ class Server:
         }
         routes = [Route(path, Endpoint(self, path, handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [
-            Route("/v1/models", self._models),
-            Route("/v1/models/{name:path}", self._model),
+            Route("/v1/models", self._guarded(self._models)),
+            Route("/v1/models/{name:path}", self._guarded(self._model)),
+            Route("/traces/{name}", self._guarded(self._trace)),
+            Route("/metrics", self._guarded(self._metrics_text)),
             Route("/health", self._health),
-            Route("/metrics", self._metrics_text),
         ]
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ApiError: _error})
 
@@ -99,15 +108,13 @@ class Server:
 
     async def _completions(self, exchange: Exchange, data: bytes) -> None:
         body = parse(data, CompletionBody)
-        self.service.plain_model(body.model)
-        work = self.service.completion(body)
+        work = self.service.completion(body, exchange.owner)
         format = CompletionFormat(body.model or self.service.name, self.service.tokenizer, body.logprobs is not None)
         await self._respond(exchange, body, work, format)
 
     async def _chat(self, exchange: Exchange, data: bytes) -> None:
         body = parse(data, ChatBody)
-        self.service.plain_model(body.model)
-        work = self.service.chat(body)
+        work = self.service.chat(body, exchange.owner)
         format = ChatFormat(body.model or self.service.name, self.service.tokenizer, bool(body.logprobs))
         await self._respond(exchange, body, work, format)
 
@@ -133,7 +140,10 @@ class Server:
         async with aclosing(work.deltas()) as deltas:
             async for delta in deltas:
                 if isinstance(delta, Progress):
-                    await exchange.comment(f"progress {delta.event}")
+                    if delta.wanted:
+                        await exchange.event({**format.bare(bough=delta.event), **blank})
+                    else:
+                        await exchange.comment(json.dumps(delta.event))
                     continue
                 if not opened:
                     opened = True
@@ -175,13 +185,32 @@ class Server:
 
     # What there is -----------------------------------------------------------------------------------------
 
+    def _guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def guarded(request: Request) -> Response:
+            request.state.owner = self.keys.owner(request.headers.get("authorization"))
+            return await handler(request)
+
+        return guarded
+
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(self.service.name)]})
+        names = [self.service.name, *self.service.searches()]
+        return JSONResponse({"object": "list", "data": list(map(self._card, names))})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self.service.check_model(name)
+        strategy = self.service.check_model(name)
+        if strategy is not None and f"{self.service.name}+{strategy}" not in self.service.searches():
+            raise ApiError(404, f"there is no model {name!r}: no strategy {strategy!r} runs here", param="model")
         return JSONResponse(self._card(name))
+
+    async def _trace(self, request: Request) -> Response:
+        name, dot, suffix = request.path_params["name"].partition(".")
+        trace = self.service.traces.get(name, request.state.owner)
+        if trace is None or dot and suffix not in ("html", "jsonl"):
+            raise ApiError(404, "there is no such trace here; the oldest are let go when there are many")
+        if suffix == "html":
+            return HTMLResponse(await asyncio.to_thread(page, trace))
+        return Response("".join(line + "\n" for line in trace.lines()), media_type="application/jsonl")
 
     def _card(self, name: str) -> dict[str, Any]:
         return {

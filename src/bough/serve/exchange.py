@@ -19,11 +19,13 @@ class Exchange:
 
     Attributes:
         request: what came.
+        owner: of the key that it came with; None where no keys are asked for.
         status: of the response; None before it began, 499 if the client was gone by then.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.request = Request(scope, receive)
+        self.owner: str | None = None
         self.status: int | None = None
         self._receive, self._send, self._limits = receive, send, limits
         self._loop = asyncio.get_running_loop()

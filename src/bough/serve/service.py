@@ -2,111 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bough.core import Backend, Branch, Capability, InvalidInput, Ledger, Reward, Run, UnsupportedError
+from bough.core import Backend, Branch, Capability, InvalidInput, Reward, Run, UnsupportedError
 
 from .bodies import ChatBody, CompletionBody, SamplingBody, ScoreBody
-from .drawing import Delta, Drawing, Options, prompt_tokens
+from .drawing import Options
 from .errors import ApiError
 from .limits import Limits
-from .text import TextStream, Token
+from .searching import Searched, strategies
+from .traces import Traces
+from .work import Sampled, Work, usage
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI's
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How a search is going, for whoever watches: ``event`` is its JSON."""
-
-    event: dict[str, Any]
-
-
-class Work(ABC):
-    """What one request asks of the model.
-
-    Attributes:
-        choices: continuations in the response.
-        ledger: what it has spent.
-    """
-
-    choices: int
-    ledger: Ledger
-
-    @abstractmethod
-    def deltas(self) -> AsyncIterator[Delta | Progress]:
-        """What comes out, as it comes. Ending the iteration ends the work."""
-
-    @abstractmethod
-    def usage(self) -> dict[str, Any]:
-        """OpenAI's ``usage``."""
-
-    def extra(self) -> dict[str, Any]:
-        """Fields of the response beyond OpenAI's."""
-        return {}
-
-
-def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """OpenAI's ``usage``, from counts of tokens."""
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
-class Sampled(Work):
-    """Plain continuations of some prompts.
-
-    Args:
-        prompts: the roots, under one run.
-        echoed: the texts to show before the continuations of each prompt ("" decodes its tokens); None shows none.
-    """
-
-    def __init__(self, run: Run, prompts: Sequence[Branch], n: int, options: Options, echoed: list[str] | None) -> None:
-        self.ledger = run.ledger
-        self.choices = len(prompts) * n
-        self._n, self._options, self._echoed = n, options, echoed
-        self._drawing = Drawing(prompts, n, options)
-
-    async def deltas(self) -> AsyncIterator[Delta | Progress]:
-        shift = [0] * self.choices
-        if self._echoed is not None:
-            for place, (prompt, text) in enumerate(zip(self._drawing.prompts, self._echoed, strict=True)):
-                shown, tokens = await self._echo(prompt, text)
-                for choice in range(place * self._n, (place + 1) * self._n):
-                    shift[choice] = len(shown)
-                    yield Delta(choice, shown, tokens)
-        async for delta in self._drawing.deltas():
-            ahead = shift[delta.choice]
-            moved = [token._replace(offset=token.offset + ahead) for token in delta.tokens] if ahead else delta.tokens
-            yield Delta(delta.choice, delta.text, moved, delta.finish)
-
-    async def _echo(self, prompt: Branch, text: str) -> tuple[str, list[Token]]:
-        tokenizer = prompt.backend.tokenizer
-        assert tokenizer is not None
-        stream = TextStream(tokenizer.token_bytes)
-        known = list(map(Token, prompt.tokens)) if self._options.top is None else (
-            await prompt_tokens(prompt, self._options.top)
-        )  # fmt: skip
-        for token in known:
-            stream.push(token)
-        stream.end()
-        decoded, tokens = stream.take()
-        # Some tokenizers put a space before every text, which the client did not send.
-        before = len(decoded) - len(text) if text and decoded.endswith(text) else 0
-        return decoded[before:], [token._replace(offset=max(0, token.offset - before)) for token in tokens]
-
-    def usage(self) -> dict[str, Any]:
-        prompts = sum(prompt.length for prompt in self._drawing.prompts)
-        return usage(prompts, self._drawing.tokens, min(prompts, self.ledger.cached_tokens))
 
 
 class Service:
@@ -145,6 +58,7 @@ class Service:
         if default_reward is not None and default_reward not in self.rewards:
             raise InvalidInput(f"default_reward={default_reward!r} is none of the rewards {sorted(self.rewards)}")
         self.default_reward = default_reward
+        self.traces = Traces(self.limits.traces, self.limits.trace_records)
         self.created = int(time.time())
 
     def check_model(self, asked: str | None) -> str | None:
@@ -171,56 +85,101 @@ class Service:
         if self.check_model(asked) is not None:
             raise ApiError(400, "this endpoint runs no strategy; name the model alone", param="model")
 
+    def searches(self) -> list[str]:
+        """The names of the model's searches, as clients call them: those that run here without any settings."""
+        found = []
+        for name, cls in strategies().items():
+            with contextlib.suppress(InvalidInput, TypeError):  # not every strategy has defaults
+                cls()
+                if cls.info.requires <= self.lm.capabilities and (self.default_reward or not cls.info.needs_reward):
+                    found.append(f"{self.name}+{name}")
+        return found
+
     def seed(self, asked: int | None) -> int:
         """The seed asked for, or any."""
         return secrets.randbits(63) if asked is None else asked
 
-    # Plain continuations -----------------------------------------------------------------------------------
+    # What a request asks for -----------------------------------------------------------------------------------
 
-    def completion(self, body: CompletionBody) -> Work:
-        """The continuations of prompts."""
+    def completion(self, body: CompletionBody, owner: str | None = None) -> Work:
+        """The continuations of prompts, or a search below one.
+
+        Args:
+            body: the request.
+            owner: of its key.
+
+        Raises:
+            ApiError: it asks for what cannot be done.
+        """
+        if body.logprobs is not None:
+            self._check_top("logprobs", body.logprobs)
+        strategy, searching = self._strategy(body)
+        if searching:
+            if len(body.prompt) != 1:
+                raise ApiError(400, "a search has one prompt; send several requests", param="prompt")
+            limit = ("max_tokens", body.max_tokens)
+            return self._search(body, body.prompt[0], "prompt", strategy, limit, body.logprobs, owner)
         self._check_count(len(body.prompt), body.n)
         run, prompts = self._roots(body.prompt, self.seed(body.seed))
         room = min(self.lm.context - prompt.length for prompt in prompts)
-        asked = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        if body.max_tokens is None:
-            asked = min(asked, room)
+        asked = min(DEFAULT_MAX_TOKENS, room) if body.max_tokens is None else body.max_tokens
         self._check_output("max_tokens", asked, room)
-        if body.logprobs is not None:
-            self._check_top("logprobs", body.logprobs)
-            if body.echo and Capability.SCORE not in self.lm.capabilities:
-                raise ApiError(400, f"{self.name} offers no {Capability.SCORE.value}", param="echo", code="unsupported")
+        if body.echo and body.logprobs is not None and Capability.SCORE not in self.lm.capabilities:
+            raise ApiError(400, f"{self.name} offers no {Capability.SCORE.value}", param="echo", code="unsupported")
         echoed = [text if isinstance(text, str) else "" for text in body.prompt] if body.echo else None
         return Sampled(run, prompts, body.n or 1, self._options(body, asked, body.logprobs), echoed)
 
-    def chat(self, body: ChatBody) -> Work:
-        """The continuations of a conversation."""
+    def chat(self, body: ChatBody, owner: str | None = None) -> Work:
+        """The continuations of a conversation, or a search for one; as `completion`."""
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        if top is not None:
+            self._check_top("top_logprobs", top)
+        name, asked = self._chat_max_tokens(body)
+        prompt = self.tokenizer.chat([message.plain() for message in body.messages])
+        strategy, searching = self._strategy(body)
+        if searching:
+            return self._search(body, prompt, "messages", strategy, (name, asked), top, owner)
         self._check_count(1, body.n)
-        run, prompts = self._roots([self.conversation(body)], self.seed(body.seed), "messages")
+        run, prompts = self._roots([prompt], self.seed(body.seed), "messages")
         room = self.lm.context - prompts[0].length
-        name, asked = self.chat_max_tokens(body)
         if asked is None:
             asked = min(room, self.limits.output_tokens or room)
         self._check_output(name, asked, room)
-        top = None
-        if body.top_logprobs is not None and not body.logprobs:
-            raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-        if body.logprobs:
-            top = body.top_logprobs or 0
-            self._check_top("top_logprobs", top)
         return Sampled(run, prompts, body.n or 1, self._options(body, asked, top), None)
 
-    def chat_max_tokens(self, body: ChatBody) -> tuple[str, int | None]:
+    def _strategy(self, body: SamplingBody) -> tuple[str | None, bool]:
+        """The strategy in the model's name, and whether a request asks for a search."""
+        named = self.check_model(body.model)
+        asked = body.bough
+        if named is not None or (asked is not None and asked.strategy is not None):
+            return named, True
+        for name in ("params", "reward", "task", "stop", "budget") if asked is not None else ():
+            if getattr(asked, name) is not None:
+                raise ApiError(400, f"bough.{name} needs bough.strategy", param=f"bough.{name}")
+        return None, False
+
+    def _search(
+        self,
+        body: SamplingBody,
+        prompt: str | Sequence[int],
+        param: str,
+        strategy: str | None,
+        max_tokens: tuple[str, int | None],
+        top: int | None,
+        owner: str | None,
+    ) -> Work:
+        self._roots([prompt], 0, param)
+        return Searched(self, body, prompt, strategy, max_tokens, top, owner)
+
+    def _chat_max_tokens(self, body: ChatBody) -> tuple[str, int | None]:
         """The limit of a chat's response, and the name of the parameter that sets it."""
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise ApiError(400, "max_tokens is the old name of max_completion_tokens; give one", param="max_tokens")
         if body.max_tokens is not None:
             return "max_tokens", body.max_tokens
         return "max_completion_tokens", body.max_completion_tokens
-
-    def conversation(self, body: ChatBody) -> list[int]:
-        """The token ids of a conversation, up to where the model speaks."""
-        return self.tokenizer.chat([message.plain() for message in body.messages])
 
     async def score(self, body: ScoreBody) -> dict[str, Any]:
         """The log-probabilities of each continuation of a prompt, in one pass."""
@@ -265,11 +224,11 @@ class Service:
                 root = self.lm.branch(prompt, seed=seed)
             except InvalidInput as error:
                 raise ApiError(400, str(error), param=param, code="invalid_prompt") from None
-            self.check_prompt(root.length, param)
+            self._check_prompt(root.length, param)
             roots.append(root.with_run(run))
         return run, roots
 
-    def check_prompt(self, length: int, param: str) -> None:
+    def _check_prompt(self, length: int, param: str) -> None:
         """Refuse a prompt that is longer than this server allows."""
         if length > (limit := self.limits.prompt_tokens or length):
             raise ApiError(
@@ -327,6 +286,9 @@ class Service:
                 raise ApiError(
                     400, f"token id {token} is outside [0, {self.lm.vocab_size}) of {self.name}", param="logit_bias"
                 )
+        seed = body.bough.seed if body.bough is not None else None
+        if seed not in (None, body.seed):
+            raise ApiError(400, "a plain continuation has its seed in seed", param="bough.seed")
         return Options(body.sampling(), stops, max_tokens, top, bool(body.stream))
 
 
