@@ -32,11 +32,11 @@ class Listening:
         return self.http.post(path, json=body)
 
     def idle(self, seconds: float = 10) -> bool:
-        """Whether nothing is left in the server or the engine, within so many seconds, and every page is accounted for."""
+        """Whether nothing is left in the server or the engine after so many seconds, and all pages accounted for."""
         until = time.monotonic() + seconds
         while self.server.admission.present and time.monotonic() < until:
             time.sleep(0.01)
-        engine = self.lm.engine
+        engine = getattr(self.lm, "inner", self.lm).engine
         engine.settle()
         return not self.server.admission.present and engine.pool.free + engine.tree.cached == engine.pool.total
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import bough
-from bough.serve import KeyRing, Limits, Server, Service
+from bough.serve import KeyRing, Limits, Scheduled, Server, Service
 from serving import Listening, listening
 
 
@@ -21,8 +21,8 @@ def nano():
 
 @pytest.fixture(scope="session")
 def served(nano) -> Iterator[Listening]:
-    """The embedded model, served with the default limits."""
-    with listening(Server(Service(nano))) as made:
+    """The embedded model, served as `bough serve` does."""
+    with listening(Server(Service(Scheduled(nano)))) as made:
         yield made
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import bough
-from bough.serve import Server, Service
+from bough.serve import Scheduled, Server, Service
 from serving import listening
 
 PROBLEM = "23+48-17*3\n"
@@ -17,7 +17,7 @@ PROBLEM = "23+48-17*3\n"
 def searching(nano):
     """The embedded model with its reward."""
     reward = bough.load_reward("bough/nano-prm")
-    service = Service(nano, rewards={"bough/nano-prm": reward}, default_reward="bough/nano-prm")
+    service = Service(Scheduled(nano), rewards={"bough/nano-prm": reward}, default_reward="bough/nano-prm")
     with listening(Server(service)) as made:
         yield made
     reward.backend.close()

@@ -1,4 +1,4 @@
-"""Who is let in: a bounded number of continuations in the server at the same time; the others are told when to return.
+"""Who is let in: a bounded number of continuations at the same time; the others are told when to come back.
 
 Every request is in the server from the moment it was understood until its last byte is sent, whether it waits for the
 model or not, so that memory and waiting times are bounded whatever arrives.
@@ -39,7 +39,9 @@ class Admission:
         """
         if weight > self.limit:
             raise ApiError(
-                400, f"{weight} continuations are more than the {self.limit} that this server holds at once", param="n"
+                400,
+                f"{weight} continuations are more than the {self.limit} that this server holds at once",
+                param="n",
             )
         if self.present + weight > self.limit:
             self.refused += 1

@@ -26,6 +26,7 @@ from .exchange import Exchange
 from .formats import ChatFormat, CompletionFormat, Format
 from .keys import KeyRing
 from .metrics import CONTENT_TYPE, Metrics
+from .scheduled import PRIORITY, Scheduled
 from .service import Service
 from .work import Progress, Work
 
@@ -95,6 +96,10 @@ class Server:
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ApiError: _error})
 
     def _count_engine(self, lm: Backend) -> None:
+        if isinstance(lm, Scheduled):
+            self.metrics.gauge("bough_running", "Continuations that the model works on.", lambda: lm.running)
+            self.metrics.gauge("bough_waiting", "Continuations that wait for their turn.", lambda: lm.waiting)
+            self.metrics.gauge("bough_preempted", "Times that one made room for another.", lambda: lm.preempted)
         if lm.occupancy() is None:
             return
 
@@ -121,6 +126,8 @@ class Server:
     async def _respond(self, exchange: Exchange, body: SamplingBody, work: Work, format: Format) -> None:
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
+        if body.bough is not None:
+            PRIORITY.set(body.bough.priority)
         with self.admission.entered(work.choices):
             try:
                 if body.stream:

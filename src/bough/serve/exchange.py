@@ -90,9 +90,7 @@ class Exchange:
             elif leaving.done() or self._stalled:
                 raise ClientDisconnect
             else:
-                raise ApiError(
-                    504, f"the request was not done within {self._limits.seconds:g} seconds; ask for less"
-                )
+                raise ApiError(504, f"the request was not done within {self._limits.seconds:g} seconds; ask for less")
         finally:
             # The work has let go of the model by the time that this returns.
             for task in (working, leaving):
@@ -110,9 +108,7 @@ class Exchange:
         data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         await self.send(data, "application/json", status, headers)
 
-    async def send(
-        self, data: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def send(self, data: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """The response, as it is."""
         await self._begin(status, kind, {"Content-Length": str(len(data)), **(headers or {})})
         await self._write({"type": "http.response.body", "body": data})

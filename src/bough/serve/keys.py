@@ -1,7 +1,7 @@
 """API keys: who may ask. A server knows their hashes alone.
 
-A keys file has a line ``NAME SHA256`` for each key, as `KeyRing.create` makes them. Keys are 256 random bits, so a plain
-hash cannot be turned round; a key that a person made up could be guessed from it.
+A keys file has a line ``NAME SHA256`` for each key, as `KeyRing.create` makes them. Keys are 256 random bits, so that
+a plain hash cannot be turned round; a key that a person made up could be guessed from it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class KeyRing:
                 continue
             name, _, digest = line.strip().partition(" ")
             if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise InvalidInput(f"{path}: line {number} is not a name and a SHA-256 hash; make keys with --new-key")
+                raise InvalidInput(
+                    f"{path}: line {number} is not a name and a SHA-256 hash; make keys with --new-key"
+                )
             if name in digests:
                 raise InvalidInput(f"{path}: line {number}: there is a key of {name} already")
             digests[name] = digest
@@ -59,7 +61,7 @@ class KeyRing:
 
     @staticmethod
     def create(path: Path, name: str) -> str:
-        """Make a key, and add its hash to a file, which only its owner can read; returns the key, which is kept nowhere.
+        """Make a key, which is kept nowhere, and add its hash to a file, which only its owner can read.
 
         Raises:
             InvalidInput: the name is no single word, or has a key already.

@@ -21,8 +21,8 @@ class Limits:
         stops: stop strings.
         search_tokens: tokens that one search may generate.
         hyperparameter: the largest whole number that a strategy's hyper-parameter may be (width, n, simulations ...).
-        present: continuations in the server at the same time, those that wait included; a request that does not fit is
-            told when to come back (429).
+        present: continuations in the server at the same time, those that wait included; a request that does not fit
+            is told when to come back (429).
         seconds: from a request's arrival to its end.
         body_seconds: from a request's first byte to its last.
         write_seconds: that a client may take to accept a piece of a response.

@@ -30,7 +30,9 @@ class Metrics:
         )  # fmt: skip
         self.prompt_tokens = Counter("bough_prompt_tokens", "Tokens of prompts.", registry=self.registry)
         self.cached_tokens = Counter(
-            "bough_cached_prompt_tokens", "Tokens of prompts that did not have to be computed.", registry=self.registry
+            "bough_cached_prompt_tokens",
+            "Tokens of prompts that did not have to be computed.",
+            registry=self.registry,
         )
         self.completion_tokens = Counter(
             "bough_completion_tokens", "Tokens generated, those of whole searches included.", registry=self.registry

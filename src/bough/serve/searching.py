@@ -61,8 +61,8 @@ def make_strategy(name: str, params: Mapping[str, Any], limit: int) -> Strategy:
     """A strategy from its name and its hyper-parameters as JSON has them.
 
     Raises:
-        ApiError: there is none of that name, or it has no such parameter, or that is no value for it, or it is a whole
-            number above the limit.
+        ApiError: there is none of that name, or it has no such parameter, or that is no value for it, or it is a
+            whole number above the limit.
     """
     known = strategies()
     if name not in known:
@@ -78,7 +78,9 @@ def make_strategy(name: str, params: Mapping[str, Any], limit: int) -> Strategy:
         param = f"bough.params.{key}"
         if key not in {field.name for field in own}:
             has = ", ".join(field.name for field in own) or "none"
-            raise ApiError(400, f"{name} has no parameter {key!r}; it has {has}", param=param, code="unknown_parameter")
+            raise ApiError(
+                400, f"{name} has no parameter {key!r}; it has {has}", param=param, code="unknown_parameter"
+            )
         try:
             values[key] = TypeAdapter(hints[key]).validate_json(json.dumps(value), strict=True)
         except pydantic.ValidationError as error:
@@ -167,9 +169,16 @@ class Searched(Work):
     def _reward(self, name: str | None, strategy: Strategy) -> Any:
         rewards = self._service.rewards
         if name is None:
-            name = self._service.default_reward if strategy.info.needs_reward else None
-            if name is None:
+            if not strategy.info.needs_reward:
                 return None
+            name = self._service.default_reward
+            if name is None:
+                raise ApiError(
+                    400,
+                    f"{strategy.info.name} needs a reward, and this server has no default one",
+                    param="bough.reward",
+                    code="unsupported",
+                )
         if name not in rewards:
             offered = ", ".join(rewards) or "none"
             raise ApiError(404, f"this server offers no reward {name!r}; it offers {offered}", param="bough.reward")

@@ -49,7 +49,9 @@ class Service:
         if lm.tokenizer is None:
             raise InvalidInput(f"{lm.name} has no tokenizer, so its tokens have no text; serve a model with one")
         if Capability.SAMPLE not in lm.capabilities:
-            raise UnsupportedError(f"{lm.name} does not offer {Capability.SAMPLE.value}; serve a model that generates")
+            raise UnsupportedError(
+                f"{lm.name} does not offer {Capability.SAMPLE.value}; serve a model that generates"
+            )
         self.lm = lm
         self.tokenizer = lm.tokenizer
         self.name = name or _served_name(lm.name)
@@ -75,7 +77,7 @@ class Service:
             return strategy
         raise ApiError(
             404,
-            f"there is no model {asked!r} here; this server has {self.name}, and {self.name}+STRATEGY for its searches",
+            f"there is no model {asked!r} here; there are {self.name} and, for its searches, {self.name}+STRATEGY",
             param="model",
             code="model_not_found",
         )

@@ -64,7 +64,9 @@ class Sampled(Work):
         echoed: the texts to show before the continuations of each prompt ("" decodes its tokens); None shows none.
     """
 
-    def __init__(self, run: Run, prompts: Sequence[Branch], n: int, options: Options, echoed: list[str] | None) -> None:
+    def __init__(
+        self, run: Run, prompts: Sequence[Branch], n: int, options: Options, echoed: list[str] | None
+    ) -> None:
         self.ledger = run.ledger
         self.choices = len(prompts) * n
         self._n, self._options, self._echoed = n, options, echoed
