@@ -111,7 +111,7 @@ class SamplingBody(Body):
         "frequency_penalty": (0,), "presence_penalty": (0,), "service_tier": ("auto", "default"), "store": (False,),
         "response_format": ({"type": "text"},),
     }  # fmt: skip
-    inert = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+    inert: ClassVar[Iterable[str]] = ("user", "metadata", "safety_identifier", "prompt_cache_key")
     remedies = {
         "frequency_penalty": "use repetition_penalty", "presence_penalty": "use repetition_penalty",
     }  # fmt: skip
@@ -170,7 +170,7 @@ Prompts = Annotated[list[Any], BeforeValidator(_prompt)]
 class CompletionBody(SamplingBody):
     """``POST /v1/completions``."""
 
-    neutral = {**SamplingBody.neutral, "suffix": ("",)}
+    neutral = {**SamplingBody.neutral, "suffix": ("",), "best_of": (1,)}
     remedies = {
         **SamplingBody.remedies, "best_of": 'use a strategy: "bough": {"strategy": "best-of-n", "params": {"n": 8}}',
     }  # fmt: skip
@@ -179,7 +179,6 @@ class CompletionBody(SamplingBody):
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
-    best_of: int | None = None
 
 
 def _content(value: Any) -> Any:

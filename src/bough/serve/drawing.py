@@ -8,7 +8,7 @@ segment the distributions of its places are read, for which the keys and values 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,7 @@ class Drawing:
         """Tokens drawn so far that belong to a continuation."""
         return sum(choice.text.count for choice in self._choices)
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Everything that is new, as it comes. Ending the iteration cancels what is still being drawn."""
         if not self.options.max_tokens:
             for choice in self._choices:

@@ -107,7 +107,7 @@ class CompletionFormat(Format):
 
     def _table(self, tokens: Sequence[Token]) -> dict[str, Any]:
         names = [token_text(self._tokenizer, token.id)[0] for token in tokens]
-        tops = []
+        tops: list[dict[str, float] | None] = []
         for name, token in zip(names, tokens, strict=True):
             if token.logprob is None:
                 tops.append(None)

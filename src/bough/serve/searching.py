@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -194,7 +194,7 @@ class Searched(Work):
 
     # What comes --------------------------------------------------------------------------------------------
 
-    async def deltas(self) -> AsyncIterator[Delta | Progress]:
+    async def deltas(self) -> AsyncGenerator[Delta | Progress, None]:
         yield Progress({"event": "started", "trace": self.address})
         task = asyncio.ensure_future(self._prepared.execute())
         task.add_done_callback(lambda _: self._news.put_nowait(None))
@@ -224,7 +224,7 @@ class Searched(Work):
             counts["judged"] += 1
         self._news.put_nowait(event)
 
-    async def _said(self, answer: Answer) -> AsyncIterator[Delta]:
+    async def _said(self, answer: Answer) -> AsyncGenerator[Delta, None]:
         """The answer, token by token."""
         finish = _finish(answer)
         below = [] if answer.branch is None else [t for node in answer.branch.path[1:] for t in node.appended]

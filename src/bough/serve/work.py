@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ class Work(ABC):
     ledger: Ledger
 
     @abstractmethod
-    def deltas(self) -> AsyncIterator[Delta | Progress]:
+    def deltas(self) -> AsyncGenerator[Delta | Progress, None]:
         """What comes out, as it comes. Ending the iteration ends the work."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Sampled(Work):
         self._n, self._options, self._echoed = n, options, echoed
         self._drawing = Drawing(prompts, n, options)
 
-    async def deltas(self) -> AsyncIterator[Delta | Progress]:
+    async def deltas(self) -> AsyncGenerator[Delta | Progress, None]:
         shift = [0] * self.choices
         if self._echoed is not None:
             for place, (prompt, text) in enumerate(zip(self._drawing.prompts, self._echoed, strict=True)):
