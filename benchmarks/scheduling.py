@@ -3,10 +3,9 @@
     python benchmarks/scheduling.py
 
 Jobs arrive as a Poisson process. Their answers' lengths are log-normal, most of them short and a few very long, and
-so are their prompts' lengths. A pass takes as long as it takes to read the weights, plus a little for every continuation
-in it and every token of a prompt; a job that goes on after it made room finds its keys and values in the cache. The
-schedulers are the server's own. The same jobs arrive at the same times for each of them, and the differences of two
-schedulers are those of the same jobs.
+so are their prompts' lengths. A pass takes as long as it takes to read the weights, plus a little for every
+continuation in it and every token of a prompt; a job that goes on after it made room finds its keys and values in the
+cache. The schedulers are the server's own, with their defaults. The same jobs arrive at the same times for each.
 
 A load of 1 is what the engine can do: jobs arrive as fast as full passes complete them.
 """
@@ -91,8 +90,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print a table of completion times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=4_000)
-    parser.add_argument("--spread", type=float, nargs="*", default=[0.5, 1.0, 1.5])
-    parser.add_argument("--load", type=float, nargs="*", default=[0.7, 0.9, 1.1])
+    parser.add_argument("--spread", type=float, nargs="*", default=[0.5, 1.0, 1.5, 2.0])
+    parser.add_argument("--load", type=float, nargs="*", default=[0.7, 0.95])
     parser.add_argument("--slots", type=int, default=Engine.slots)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(words)

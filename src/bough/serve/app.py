@@ -50,8 +50,9 @@ class Endpoint:
             except ClientDisconnect:
                 return
             except Exception as error:
-                await exchange.fail(error)
-                status = as_api_error(error).status
+                told = as_api_error(error)
+                status = told.status
+                await exchange.fail(told)
                 return
             status = exchange.status or 500
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from .errors import ApiError, as_api_error
+from .errors import ApiError
 from .limits import Limits
 
 
@@ -127,13 +127,12 @@ class Exchange:
         await self.event("[DONE]")
         await self._write({"type": "http.response.body", "body": b""})
 
-    async def fail(self, error: BaseException) -> None:
+    async def fail(self, error: ApiError) -> None:
         """Tell the client what went wrong: as the response or, where that has begun, as the stream's last event."""
-        told = as_api_error(error)
         if self.status is None:
-            await self.document(told.body(), told.status, told.headers)
+            await self.document(error.body(), error.status, error.headers)
         elif self._streaming:
-            await self.event(told.body())
+            await self.event(error.body())
             await self._write({"type": "http.response.body", "body": b""})
 
     async def _piece(self, text: str) -> None:

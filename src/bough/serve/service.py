@@ -124,7 +124,8 @@ class Service:
         self._check_count(len(body.prompt), body.n)
         run, prompts = self._roots(body.prompt, self.seed(body.seed))
         room = min(self.lm.context - prompt.length for prompt in prompts)
-        asked = min(DEFAULT_MAX_TOKENS, room) if body.max_tokens is None else body.max_tokens
+        most = min(DEFAULT_MAX_TOKENS, room, self.limits.output_tokens or room)
+        asked = most if body.max_tokens is None else body.max_tokens
         self._check_output("max_tokens", asked, room)
         if body.echo and body.logprobs is not None and Capability.SCORE not in self.lm.capabilities:
             raise ApiError(400, f"{self.name} offers no {Capability.SCORE.value}", param="echo", code="unsupported")
