@@ -72,7 +72,9 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(text if text.startswith("  ") else text.replace("\n", " ") for text in paragraphs)
 
 
-_COMMANDS = {"demo": demo, "solve": solve, "list": gallery, "bench": bench, "tune": tune, "serve": serve}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo, "solve": solve, "list": gallery, "bench": bench, "tune": tune, "serve": serve,
+}  # fmt: skip
 for _name, _command in _COMMANDS.items():
     app.command(_name, help=_help(_command))(_command)
 

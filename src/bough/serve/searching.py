@@ -160,8 +160,8 @@ class Searched(Work):
             raise ApiError(400, str(error), param="bough.strategy", code="unsupported") from None
         self.ledger = self._prepared.run.ledger
         self._root = self._prepared.root
-        assert self._prepared.run.trace is not None
-        self.trace = service.traces.add(self._prepared.run.trace, owner)
+        self._owner = owner
+        self._trace = ""
         self._news: asyncio.Queue[Event | None] = asyncio.Queue()
         self._counts = {"branches": 0, "tokens": 0, "judged": 0}
         self._answer: Answer | None = None
@@ -195,6 +195,8 @@ class Searched(Work):
     # What comes --------------------------------------------------------------------------------------------
 
     async def deltas(self) -> AsyncGenerator[Delta | Progress, None]:
+        assert self._prepared.run.trace is not None
+        self._trace = self._service.traces.add(self._prepared.run.trace, self._owner)
         yield Progress({"event": "started", "trace": self.address})
         task = asyncio.ensure_future(self._prepared.execute())
         task.add_done_callback(lambda _: self._news.put_nowait(None))
@@ -249,8 +251,8 @@ class Searched(Work):
 
     @property
     def address(self) -> str:
-        """Where the trace is."""
-        return f"/traces/{self.trace}"
+        """Where the trace is, once the search has begun."""
+        return f"/traces/{self._trace}"
 
     def usage(self) -> dict[str, Any]:
         length = self._root.length
