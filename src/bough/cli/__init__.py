@@ -1,4 +1,4 @@
-"""The command line: ``bough demo``, ``solve``, ``list``, ``bench`` and ``tune``.
+"""The command line: ``bough demo``, ``solve``, ``list``, ``bench``, ``tune`` and ``serve``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -19,6 +19,7 @@ from bough.cli.bench import bench
 from bough.cli.common import INTERRUPTED
 from bough.cli.demo import demo
 from bough.cli.gallery import gallery
+from bough.cli.serve import serve
 from bough.cli.solve import solve
 from bough.cli.tune import tune
 
@@ -71,7 +72,10 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(text if text.startswith("  ") else text.replace("\n", " ") for text in paragraphs)
 
 
-for _name, _command in (("demo", demo), ("solve", solve), ("list", gallery), ("bench", bench), ("tune", tune)):
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo, "solve": solve, "list": gallery, "bench": bench, "tune": tune, "serve": serve,
+}  # fmt: skip
+for _name, _command in _COMMANDS.items():
     app.command(_name, help=_help(_command))(_command)
 
 

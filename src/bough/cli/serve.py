@@ -1,0 +1,171 @@
+"""``bough serve``: an OpenAI-compatible server that also searches."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bough.cli.common import DeviceOption, DtypeOption, ModelOption, WeightsOption, err
+
+if TYPE_CHECKING:
+    from bough.core import Reward
+    from bough.serve import KeyRing
+
+
+def serve(
+    model: ModelOption = "bough/nano",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What clients call the model. Default: its own name.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A reward that searches may use: a process reward model, self-evaluation, perplexity or vote. "
+            "Repeatable; the first is the default. Default: the one that comes with the model, if there is any.",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Who goes first where more wait than fit: fcfs, priority or skip-join-mlfq.")
+    ] = "fcfs",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Continuations that are drawn at the same time. Default: the engine's.")
+    ] = None,
+    present: Annotated[
+        int, typer.Option(min=1, help="Continuations in the server at once, waiting ones included; others get 429.")
+    ] = 256,
+    max_prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of one prompt. Default: the context.")] = None,
+    max_output: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one continuation. Default: the context.")
+    ] = None,
+    max_choices: Annotated[int, typer.Option(min=1, help="Continuations of one request (prompts times n).")] = 128,
+    max_search: Annotated[int, typer.Option(min=1, help="Tokens that one search may generate.")] = 65_536,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="From a request's arrival to its end.")] = 600.0,
+    drain_seconds: Annotated[
+        int, typer.Option(min=0, help="How long requests may go on after SIGTERM or Ctrl-C, which accept no more.")
+    ] = 30,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for API keys; the file has their names and hashes.")
+    ] = None,
+    new_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make an API key, add its hash to --keys, print it, and exit.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain, PEM: serve HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")] = None,
+    dtype: DtypeOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Serve a model to any OpenAI client, and let clients search with it.
+
+    A strategy is chosen by the model's name ("nano+astar") or by a bough object in the request's body. The response
+    says what the search cost, and where its trace is. Request bodies are never logged.
+
+    Needs more packages: pip install 'bough[serve]'
+
+    Examples:
+
+        bough serve
+        bough serve -m Qwen/Qwen2.5-1.5B-Instruct --port 8001 --reward self-evaluation
+        bough serve --keys keys.txt --new-key alice
+        bough serve --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem
+        curl localhost:8000/v1/completions -H 'Content-Type: application/json'
+             -d '{"model": "nano+astar", "prompt": "23+48-17*3"}'
+    """
+    _require_packages()
+    from bough.core import InvalidInput
+    from bough.serve import Limits, Scheduled, Server, Service, make_scheduler, run_server
+
+    if new_key is not None:
+        _make_key(keys, new_key)
+        return
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key belong together; give both or none")
+    for path in (tls_cert, tls_key):
+        if path is not None and not path.is_file():
+            raise InvalidInput(f"there is no file {path}; give the certificate and its key as PEM files")
+    limits = Limits(
+        prompt_tokens=max_prompt, output_tokens=max_output, choices=max_choices, search_tokens=max_search,
+        seconds=max_seconds, present=present,
+    )  # fmt: skip
+    ring = _read_keys(keys)
+    chosen = make_scheduler(scheduler)
+    listener = _listen(host, port)  # before the model is loaded: a port that is taken is said at once
+    try:
+        from bough import api
+
+        with err.status(f"loading {model}"):
+            lm = api.load(model, dtype=dtype, weights=weights, device=device)
+            rewards = _load_rewards(lm.name, reward)
+            service = Service(
+                Scheduled(lm, chosen, slots=batch), name=name, limits=limits, rewards=rewards,
+                default_reward=next(iter(rewards), None),
+            )  # fmt: skip
+        address = f"{'https' if tls_cert else 'http'}://{_written(host)}:{listener.getsockname()[1]}"
+        err.print(f"{service.name} is served at {address}/v1")
+        if not len(ring) and host not in ("127.0.0.1", "localhost", "::1"):
+            err.print("[yellow]anybody who reaches this address can use the model[/]; --keys asks for API keys")
+        run_server(Server(service, ring), listener, drain_seconds, tls_cert, tls_key)
+    finally:
+        listener.close()
+
+
+def _require_packages() -> None:
+    from bough.core import UnsupportedError
+
+    try:
+        import prometheus_client  # noqa: F401
+        import pydantic  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(f"bough serve needs {error.name}: pip install 'bough[serve]'") from None
+
+
+def _make_key(path: Path | None, name: str) -> None:
+    from bough.core import InvalidInput
+    from bough.serve import KeyRing
+
+    if path is None:
+        raise InvalidInput("--new-key adds to --keys; give both")
+    key = KeyRing.create(path, name)
+    typer.echo(key)
+    err.print(f"[dim]{path} has the hash of {name}'s key; the key itself is nowhere but here[/]")
+
+
+def _read_keys(path: Path | None) -> KeyRing:
+    from bough.serve import KeyRing
+
+    return KeyRing() if path is None else KeyRing.read(path)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        taken = error.errno in (48, 98, 10048)
+        why = "is taken; choose another with --port, or 0 for any" if taken else f"cannot be listened on: {error}"
+        raise OSError(f"{_written(host)}:{port} {why}") from None
+
+
+def _written(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _load_rewards(model: str, names: list[str] | None) -> dict[str, Reward]:
+    from bough import api
+
+    default = api.default_reward(model)
+    wanted = names if names is not None else [default] if default is not None else []
+    return {name.rstrip(os.sep): api.load_reward(name) for name in wanted}

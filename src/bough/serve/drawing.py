@@ -1,0 +1,223 @@
+"""Drawing the continuations that a request asks for, and reading log-probabilities for it.
+
+A continuation is drawn in one go. Where alternatives to its tokens are asked for in a stream, it is drawn in segments
+that go on where the one before ended, with the same noise, so that it is the very same continuation; after each
+segment the distributions of its places are read, for which the keys and values are cached by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bough.core import Backend, Branch, Branches, Draw, Finish, SampleSpec, Sampling, Stop
+from bough.core.noise import child_key, token_key
+
+from .text import TextStream, Token
+
+_SEGMENT = 16
+_READ_AT_ONCE = 64  # distributions, each with a number for every token of the vocabulary
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the continuations of a request are drawn.
+
+    Attributes:
+        sampling: the distribution.
+        stops: strings that end one, and are not shown.
+        max_tokens: of each; 0 draws nothing.
+        top: alternatives to report at each place; None for no log-probabilities at all.
+        live: whether tokens come out as soon as they are drawn.
+    """
+
+    sampling: Sampling
+    stops: tuple[str, ...] = ()
+    max_tokens: int = 16
+    top: int | None = None
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new of one continuation. ``finish`` says why it ended, in its last one."""
+
+    choice: int
+    text: str
+    tokens: list[Token]
+    finish: Finish | None = None
+
+
+@dataclass
+class _Choice:
+    index: int
+    draw: Draw
+    text: TextStream
+    future: asyncio.Future[Branch] | None = None
+    open: bool = True
+
+
+@dataclass
+class Drawing:
+    """The continuations of some prompts: ``n`` of each, choice ``p * n + i`` being the i-th of prompt p.
+
+    They are those of ``prompt.sample(n)``.
+    """
+
+    prompts: Sequence[Branch]
+    n: int
+    options: Options
+    _choices: list[_Choice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.backend.tokenizer
+        assert tokenizer is not None  # a server refuses models without one
+        self._choices = [
+            _Choice(
+                place * self.n + i,
+                Draw(prompt, child_key(prompt.key, i)),
+                TextStream(tokenizer.token_bytes, self.options.stops),
+            )
+            for place, prompt in enumerate(self.prompts)
+            for i in range(self.n)
+        ]
+        self._stops = Stop(strings=tuple(stop for stop in self.options.stops if _spells(self.backend, stop)))
+        self._events: asyncio.Queue[tuple[_Choice, Token | None]] = asyncio.Queue()
+
+    @property
+    def backend(self) -> Backend:
+        return self.prompts[0].backend
+
+    @property
+    def tokens(self) -> int:
+        """Tokens drawn so far that belong to a continuation."""
+        return sum(choice.text.count for choice in self._choices)
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """Everything that is new, as it comes. Ending the iteration cancels what is still being drawn."""
+        if not self.options.max_tokens:
+            for choice in self._choices:
+                yield Delta(choice.index, "", [], "length")
+            return
+        try:
+            self._start()
+            remaining = len(self._choices)
+            while remaining:
+                choice, token = await self._events.get()
+                if not choice.open:
+                    continue  # drawn beyond a stop string, before the engine had heard of it
+                delta = await self._take(choice, token)
+                remaining -= delta.finish is not None
+                if delta.text or delta.tokens or delta.finish is not None:
+                    yield delta
+        finally:
+            for choice in self._choices:
+                if choice.future is not None and not choice.future.cancel() and not choice.future.cancelled():
+                    choice.future.exception()  # of one that failed beside another: nobody else will look
+
+    # Starting and continuing -------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self.options.live:
+            for choice in self._choices:
+                self._submit([choice])
+        else:
+            self._submit(self._choices)
+
+    def _submit(self, choices: Sequence[_Choice]) -> None:
+        """Draw these choices on, from the tokens that they have."""
+        options = self.options
+        segmented = options.live and options.top
+        left = options.max_tokens - choices[0].text.count
+        spec = SampleSpec(min(left, _SEGMENT) if segmented else left, self._stops, sampling=options.sampling)
+        report = None
+        if options.live and not segmented:
+            loop, choice = asyncio.get_running_loop(), choices[0]
+
+            def report(token: int, logprob: float, sample_logprob: float, finish: Finish | None) -> None:
+                loop.call_soon_threadsafe(self._events.put_nowait, (choice, Token(token, logprob)))
+
+        futures = self.backend.submit_sample([choice.draw for choice in choices], spec, report)
+        for choice, future in zip(choices, futures, strict=True):
+            choice.future = future
+            future.add_done_callback(lambda _, choice=choice: self._events.put_nowait((choice, None)))  # type: ignore[misc]
+
+    # What comes --------------------------------------------------------------------------------------------
+
+    async def _take(self, choice: _Choice, token: Token | None) -> Delta:
+        """A token of a choice; without one, what was drawn last is whole."""
+        finish: Finish | None = None
+        if token is not None:
+            choice.text.push(token)
+        else:
+            finish = await self._take_leaf(choice)
+        if choice.text.stopped:
+            finish = "stop"
+        if finish is not None:
+            choice.text.end()
+            if choice.text.stopped:
+                finish = "stop"
+            choice.open = False
+            assert choice.future is not None
+            choice.future.cancel()
+        return Delta(choice.index, *choice.text.take(), finish)
+
+    async def _take_leaf(self, choice: _Choice) -> Finish | None:
+        assert choice.future is not None
+        leaf = choice.future.result()
+        options = self.options
+        if not (options.live and not options.top):  # else its tokens have come one by one
+            tops: Sequence[Any] = [None] * len(leaf.appended)
+            if options.top:
+                assert leaf.parent is not None
+                tops = await alternatives(leaf.parent, leaf.appended, options.top)
+            for token in map(Token, leaf.appended, leaf.logprobs.tolist(), tops):
+                choice.text.push(token)
+        if leaf.finish == "length" and choice.text.count < options.max_tokens and not choice.text.stopped:
+            choice.draw = Draw(leaf, choice.draw.key)
+            self._submit([choice])
+            return None
+        return leaf.finish
+
+
+def _spells(backend: Backend, stop: str) -> bool:
+    """Whether the model's tokens can spell a stop string. One that they cannot ends nothing, and is no error."""
+    tokenizer = backend.tokenizer
+    assert tokenizer is not None
+    return stop.encode() in b"".join(map(tokenizer.token_bytes, tokenizer.encode(stop)))
+
+
+async def alternatives(parent: Branch, tokens: Sequence[int], top: int) -> list[list[tuple[int, float]]]:
+    """The likeliest tokens, with their log-probabilities, at the place of each of these tokens below a branch."""
+    places = [parent]
+    for token in tokens[:-1]:
+        above = places[-1]
+        places.append(Branch(above.backend, above, (token,), token_key(above.key, (token,))))
+    found = []
+    for first in range(0, len(places), _READ_AT_ONCE):
+        rows = await Branches(places[first : first + _READ_AT_ONCE]).next_token()
+        found += [_likeliest(row, top) for row in rows]
+    return found
+
+
+def _likeliest(row: np.ndarray, top: int) -> list[tuple[int, float]]:
+    """The ``top`` largest of ``row [V]``, in descending order; what is impossible is left out."""
+    top = min(top, len(row))
+    ids = np.argpartition(-row, top - 1)[:top]
+    ids = ids[np.lexsort((ids, -row[ids]))]
+    return [(int(token), float(row[token])) for token in ids if np.isfinite(row[token])]
+
+
+async def prompt_tokens(prompt: Branch, top: int) -> list[Token]:
+    """The tokens of a prompt with their log-probabilities; the first one has none."""
+    first, rest = prompt.tokens[:1], prompt.tokens[1:]
+    if not rest:
+        return [Token(first[0])]
+    root = Branch(prompt.backend, None, first, token_key(0, first), run=prompt.run)
+    (logprobs,) = await root.score([rest])
+    tops: Sequence[Any] = await alternatives(root, rest, top) if top else [None] * len(rest)
+    return [Token(first[0]), *map(Token, rest, logprobs.tolist(), tops)]
