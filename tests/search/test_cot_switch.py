@@ -41,7 +41,7 @@ def test_a_model_that_closes_its_thoughts_at_once_is_spared_them() -> None:
     answer, lm = solve(OWN, "\ndone\n")
     assert completion(answer) == "think\n\ndone\nanswer 0\n"
     assert answer.ledger.tokens == len("answer 0\n") + 1, "the end of the text is drawn, the thoughts are given"
-    assert lm.used == {Capability.SAMPLE, Capability.SCORE}
+    assert lm.used == {Capability.SAMPLE, Capability.CONTINUE, Capability.SCORE}
 
 
 def test_a_threshold_of_0_never_thinks_and_one_above_1_always_does() -> None:
@@ -60,7 +60,7 @@ def test_a_probe_decides_from_the_hidden_state_of_the_prompt(tmp_path: Path, sig
     for given in (probe, str(tmp_path / "switch.safetensors")):
         answer, lm = solve(CoTSwitch(probe=given))
         assert ("wait" in completion(answer)) == thinks
-        assert lm.used == {Capability.SAMPLE, Capability.HIDDEN}
+        assert lm.used == {Capability.SAMPLE, Capability.CONTINUE, Capability.HIDDEN}
 
 
 def test_without_a_probe_it_says_where_one_comes_from() -> None:
