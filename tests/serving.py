@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import openai
@@ -31,14 +31,30 @@ class Listening:
     def post(self, path: str, **body: object) -> httpx.Response:
         return self.http.post(path, json=body)
 
+    def busy(self, seconds: float = 10) -> bool:
+        """Whether something is in the server within so many seconds."""
+        return _within(seconds, lambda: bool(self.server.admission.present))
+
     def idle(self, seconds: float = 10) -> bool:
-        """Whether nothing is left in the server or the engine after so many seconds, and all pages accounted for."""
-        until = time.monotonic() + seconds
-        while self.server.admission.present and time.monotonic() < until:
-            time.sleep(0.01)
+        """Whether nothing is left in the server or the engine within so many seconds, and all pages accounted for."""
         engine = getattr(self.lm, "inner", self.lm).engine
-        engine.settle()
-        return not self.server.admission.present and engine.pool.free + engine.tree.cached == engine.pool.total
+
+        def done() -> bool:
+            if self.server.admission.present:
+                return False
+            engine.settle()
+            return bool(engine.pool.free + engine.tree.cached == engine.pool.total)
+
+        return _within(seconds, done)
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ def test_a_reader_that_accepts_nothing_is_left(serve):
         + f"Content-Length: {len(data)}\r\n\r\n".encode()
         + data
     )
-    assert served.idle(30)
+    assert served.busy() and served.idle(30)
     assert 'endpoint="/v1/completions",status="499"} 1.0' in served.http.get("/metrics").text
     assert still_works(served)
     sock.close()
