@@ -76,8 +76,8 @@ class Recipe:
     tasks: tuple[str, ...] = ("countdown", "logic")
     problems: int = 1500
     samples: int = 16
-    solutions: int = 4
-    batch: int = 16
+    solutions: int = 6
+    batch: int = 12
     partition: int = 120
     steps: int = 300
     rate: float = 0.02
