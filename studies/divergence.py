@@ -8,6 +8,9 @@ total variation between the frequencies of its answers and the law of plain deco
 power samplers also to the law that they are after. A sample of plain decoding of the same size has a distance too,
 which is the noise of the measurement. A distance on purpose, as that of a search for the best, is no fault: it says
 what kind of method it is. `bough list` shows the distances.
+
+Where a strategy has the model think aloud, or read a trained prefix, the model goes on as if it had not: measured is
+what the strategy does to the answers, not what thinking does.
 """
 
 from __future__ import annotations
@@ -22,12 +25,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+import numpy as np  # noqa: E402
+
 import bough.search  # noqa: E402, F401  (registers its techniques)
-from bough.core import Run, Strategy, run, techniques  # noqa: E402
-from tiny_language import power_law, texts, tiny_model  # noqa: E402
-from toy import ToyBackend, ToyReward  # noqa: E402
+from bough.core import Capability, Run, Strategy, Thinking, run, techniques  # noqa: E402
+from executing import thinks_aloud  # noqa: E402
+from tiny_language import LONGEST, power_law, texts, tiny_model  # noqa: E402
+from toy import CLOSING, QUESTION, SYMBOLS, ToyBackend, ToyReward  # noqa: E402
 
 PROMPT = "a?"
+OPENING, CUE = SYMBOLS.index("+"), SYMBOLS.index("a")
 OUT = HERE.parent / "src" / "bough" / "search" / "divergence.json"
 
 
@@ -38,9 +45,26 @@ def distance(found: Counter[tuple[int, ...]], law: dict[tuple[int, ...], float])
     return 0.5 * sum(abs(found[text] / total - law.get(text, 0.0)) for text in everything)
 
 
+def spoken(tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """A prompt and what was said after it last, in thoughts or after them, without what is only read."""
+    written = tuple(token for token in tokens if token < len(SYMBOLS))
+    begins = 1 + written.index(QUESTION)
+    turns = [at for at, token in enumerate(written) if token in (OPENING, CLOSING)]
+    return written[:begins] + (written[turns[-1] + 1 :] if turns else written[begins:])
+
+
+def model(tokens: tuple[int, ...]) -> np.ndarray:
+    """The tiny language; thoughts that are longer than a text end."""
+    heard = spoken(tokens)
+    return tiny_model(heard[: heard.index(QUESTION) + LONGEST])
+
+
 async def answers(strategy: Strategy | None, runs: int) -> Counter[tuple[int, ...]]:
     """The answers under so many seeds; those of plain decoding without a strategy."""
-    backend = ToyBackend(tiny_model)
+    backend = thinks_aloud(ToyBackend(model), len(SYMBOLS))
+    backend.thinking = Thinking(SYMBOLS[OPENING], SYMBOLS[CLOSING], SYMBOLS[CUE])
+    backend.prefixes = tuple((backend.vocab_size + i,) for i in range(4))
+    backend.capabilities |= {Capability.PREFIXES}
 
     async def one(seed: int) -> tuple[int, ...]:
         root = backend.branch(PROMPT, seed=seed)
@@ -48,7 +72,7 @@ async def answers(strategy: Strategy | None, runs: int) -> Counter[tuple[int, ..
             return tuple((await root.sample())[0].tokens)
         answer = await Run(reward=ToyReward()).execute(strategy, root)
         assert answer.branch is not None
-        return tuple(answer.branch.tokens)
+        return spoken(tuple(answer.branch.tokens))
 
     found: Counter[tuple[int, ...]] = Counter()
     for start in range(0, runs, 100):
