@@ -49,7 +49,7 @@ from bough.zoo.parts import run_parts
 RATE = 0.99
 READINGS = ("fresh", "pool")
 LENGTH = 1024  # samples of a question that are looked at
-REPEATS = 24
+REPEATS = 16
 FIRSTS = (4, 8, 16, 32)
 LIMITS = (64, 128, 256, 512, 1024)
 AVERAGES = np.geomspace(6, 512, 28)

@@ -84,7 +84,7 @@ def load_samples(task: str, split: str, seed: int, folder: Path = SCRATCH) -> Sa
     Raises:
         SystemExit: it was drawn without the reward's scores.
     """
-    arrays = _load(task, split, seed, folder)
+    arrays = load_drawn(task, split, seed, folder)
     if "score" not in arrays:
         raise SystemExit(f"{folder} was drawn with --unjudged and has no scores; run python studies/samples.py")
     return Samples(**arrays)
@@ -92,11 +92,18 @@ def load_samples(task: str, split: str, seed: int, folder: Path = SCRATCH) -> Sa
 
 def load_answers(task: str, split: str, seeds: int, folder: Path = ANSWERS) -> np.ndarray:
     """The answers of all seeds' samples, judged or not: int ``[problems, seeds * n]``, -1 for none."""
-    return np.concatenate([_load(task, split, seed, folder)["answer"] for seed in range(seeds)], axis=1)
+    return np.concatenate([load_drawn(task, split, seed, folder)["answer"] for seed in range(seeds)], axis=1)
 
 
-def _load(task: str, split: str, seed: int, folder: Path) -> dict[str, np.ndarray]:
+def load_drawn(task: str, split: str, seed: int, folder: Path = ANSWERS) -> dict[str, np.ndarray]:
+    """What was drawn, judged or not, by the names in `Samples`; ``score`` is there if it was judged.
+
+    Raises:
+        SystemExit: it has not been drawn, or numbers that mean something else.
+    """
     path = folder / f"{task}-{split}-{seed}.npz"
+    if not path.exists():
+        raise SystemExit(f"there is no {path}; run python studies/samples.py (with --unjudged for build/answers)")
     with np.load(path) as file:
         arrays = {field.name: file[field.name] for field in fields(Samples) if field.name in file}
     if arrays["answer"].max() < N:
