@@ -15,9 +15,8 @@ The oracles stop the same 16 samples, whose best by the reward is the answer, an
   rule that gives up none of the reward's choices needs no less, however it decides.
 - of the problem: knows how the problem's scores are distributed and how often each is right, from the samples of the
   other seeds, but not what will be drawn. It stops at the first score of at least a threshold, after n samples at
-  most, with the threshold and n of each problem that are worth most at some price of a sample.
-- of the truth: knows what is right. It stops at the first sample that makes the choice right if best-of-16 ends
-  right, and at the first sample of all if it ends wrong.
+  most, with the threshold and n of each problem that are worth most at some price of a sample; of 60 prices, at the
+  one that takes fewest samples and loses at most a point.
 """
 
 from __future__ import annotations
@@ -154,10 +153,7 @@ def oracles(task: str, args: argparse.Namespace) -> list[Row]:
     chosen = np.maximum.accumulate(np.where(rises, np.arange(FIXED), 0), -1)  # of equals the first
     ends = np.take_along_axis(right[..., :FIXED], chosen, -1)  # whether the choice among the first k + 1 is right
     fixed = ends[..., -1]
-    counts = {
-        "of the choice": chosen[..., -1] + 1,
-        "of the truth": np.where(fixed, ends.argmax(-1) + 1, 1),
-    }
+    counts = {"of the choice": chosen[..., -1] + 1}
     known = [
         [
             policies(*(np.delete(array[problem], seed, 0).ravel() for array in (scores, right)))
