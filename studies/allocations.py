@@ -42,95 +42,112 @@ import numpy as np
 from common import Row, arguments, panels, show, write
 from samples import ANSWERS, N, load_answers
 
-from bough.search.allocation import gain
-from bough.search.pets import plan
+from bough.search.pets import majority, plan
+from bough.search.stopping import ahead
 from bough.zoo.parts import run_parts
 
 RATE = 0.99
 READINGS = ("fresh", "pool")
-LENGTH = 1024  # samples of a question that are looked at
+EACH = 64  # samples that are looked at one by one; later ones in batches of a 20th of what there is
+LENGTH = 16_384  # samples of a question at most
 REPEATS = 16
 FIRSTS = (4, 8, 16, 32)
-LIMITS = (64, 128, 256, 512, 1024)
-AVERAGES = np.geomspace(6, 512, 28)
+LIMITS = (64, 192, 512, 1_024, 4_096, LENGTH)
+AVERAGES = np.geomspace(6, LENGTH / 2, 40)
 LEVELS = np.geomspace(0.2, 1e-5, 120)
-DOUBTS = np.geomspace(0.3, 1e-4, 40)
+DOUBTS = np.geomspace(0.3, 1e-5, 60)
 CLOSE = (0.02, 0.05, 0.1)
 START = 2  # samples of every question, offline
-Curve = tuple[np.ndarray, np.ndarray]  # samples spent and whether the vote agreed, ``[questions, settings]``
+PLANNED = 1_024  # samples of a question that a plan is made from
+Curve = tuple[np.ndarray, np.ndarray]  # samples spent and how often the vote agreed, ``[questions, settings]``
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples of every question, some sequences of each, and the votes that they make one after the other.
+    """Votes on every question, in some sequences of samples each.
 
     Attributes:
-        agrees: bool ``[questions, repeats, length]``, whether the vote of the first k + 1 is the infinite one.
-        votes: int ``[2, questions, repeats, length]``, of the two answers that lead among them.
-        answers: int ``[questions, repeats, length]``, numbered in order of appearance; -1 for none.
+        sizes: int ``[s]``, how many samples have been drawn where the votes are looked at.
+        agrees: bool ``[questions, repeats, s]``, whether the vote of so many samples is the infinite one.
+        votes: int ``[2, questions, repeats, s]``, of the two answers that lead among them.
     """
 
+    sizes: np.ndarray
     agrees: np.ndarray
     votes: np.ndarray
-    answers: np.ndarray
-
-    @property
-    def length(self) -> int:
-        return self.agrees.shape[-1]
 
 
-def draw(pools: np.ndarray, fresh: bool, repeats: int, seed: int) -> Draws:
+def draw(pools: np.ndarray, fresh: bool, seed: int) -> Draws:
     """Sequences of samples from the pools, ``[questions, n]``."""
     rng = np.random.default_rng(seed)
     length = LENGTH if fresh else pools.shape[1]
-    shape = (len(pools), repeats, length)
-    agrees, votes, answers = np.zeros(shape, bool), np.zeros((2, *shape), np.int16), np.zeros(shape, np.int16)
+    sizes = list(range(1, min(EACH, length) + 1))
+    while sizes[-1] < length:
+        sizes.append(min(length, sizes[-1] + sizes[-1] // 20))
+    shape = (len(pools), REPEATS, len(sizes))
+    agrees, votes = np.zeros(shape, bool), np.zeros((2, *shape), np.int16)
     for question, pool in enumerate(pools):
-        named, counts = np.unique(pool[pool >= 0], return_counts=True)
-        if not len(named):
-            agrees[question], answers[question] = True, -1  # nobody ever votes
-            continue
-        leading = set(named[counts == counts.max()].tolist())
-        for repeat in range(repeats):
-            drawn = rng.choice(pool, length) if fresh else rng.permutation(pool)
-            agrees[question, repeat], votes[:, question, repeat], answers[question, repeat] = _count(drawn, leading)
-    return Draws(agrees, votes, answers)
-
-
-def _count(drawn: np.ndarray, leading: set[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one sequence: agreement, the two largest numbers of votes, and the answers in order of appearance."""
-    named, first, codes = np.unique(drawn, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(np.where(named < 0, len(drawn), first)))  # no answer comes last, and has no votes
-    codes, names = order[codes], named[np.argsort(order)]
-    voters = int((names >= 0).sum())
-    ones = codes[:, None] == np.arange(voters)
-    tallies = np.cumsum(ones, 0, dtype=np.int16)
-    # Of equals the first that appeared wins, as in every vote.
-    agrees = np.isin(names[:voters], list(leading))[tallies.argmax(1)] & (tallies.max(1) > 0)
-    top = np.partition(np.pad(tallies, ((0, 0), (0, 2))), -2, axis=1)[:, -2:]
-    return agrees, top.T[::-1], np.where(codes < voters, codes, -1)
+        named, codes, counts = np.unique(pool, return_inverse=True, return_counts=True)
+        voting = named >= 0
+        leading = voting & (counts == counts[voting].max(initial=0))
+        for repeat in range(REPEATS):
+            drawn = rng.choice(codes, EACH) if fresh else rng.permutation(codes)
+            tallies = np.cumsum(drawn[:, None] == np.arange(len(named)), 0)
+            if fresh:
+                batches = rng.multinomial(np.diff(sizes[EACH - 1 :]), counts / len(pool))
+                tallies = np.concatenate([tallies, tallies[-1] + np.cumsum(batches, 0)])
+            else:
+                tallies = tallies[np.array(sizes) - 1]
+            # Of equals the first that appeared wins, as in every vote; it comes first in this order.
+            order = np.lexsort(-tallies[EACH - 1 :: -1])
+            order = order[voting[order]]
+            own = np.pad(tallies[:, order], ((0, 0), (0, 2)))
+            agrees[question, repeat] = np.append(leading[order], [not len(order)] * 2)[own.argmax(1)]
+            votes[:, question, repeat] = np.partition(own, -2, axis=1)[:, :-3:-1].T
+    return Draws(np.array(sizes), agrees, votes)
 
 
 @cache
-def tables(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of v1 >= v2 votes: the knowledge gradient's index, and the probability that the leader is behind, by v1, v2."""
-    gains = np.zeros((size + 1, size + 1))
-    for second in range(size // 2 + 1):
-        for first in range(second, size - second + 1):
-            gains[first, second] = gain(first, second)
-    # P(ahead) is a half at v, v, and each vote for the leader adds what it gains.
-    ahead = 0.5 + np.cumsum(gains, 0) - gains
-    return gains, 1 - ahead
+def log_factorials() -> np.ndarray:
+    """Logarithms of 0! to (LENGTH + 2)!."""
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, LENGTH + 3)))])
+
+
+def gains(votes: np.ndarray) -> np.ndarray:
+    """`bough.search.allocation.gain`, of arrays."""
+    first, second = votes.astype(np.int64)
+    logs, n = log_factorials(), first + second + 1
+    return np.exp(logs[n] - logs[first + 1] - logs[second] - (n + 1) * math.log(2))
+
+
+def behind(votes: np.ndarray) -> np.ndarray:
+    """The probability that a leader is not, 1 - `ahead`, of arrays; of many votes by the normal approximation."""
+    table = np.full((EACH + 1, EACH + 1), np.nan)
+    for second in range(EACH // 2 + 1):
+        for first in range(second, EACH - second + 1):
+            table[first, second] = 1 - ahead(first, second)
+    first, second = votes.astype(np.int64)
+    few = first + second <= EACH
+    deviations = np.round((first - second) / np.sqrt(first + second + 1), 3)
+    values, at = np.unique(deviations, return_inverse=True)
+    normal = np.array([NormalDist().cdf(-value) for value in values])[at].reshape(deviations.shape)
+    return np.where(few, table[np.where(few, first, 0), np.where(few, second, 0)], normal)
 
 
 def until(draws: Draws, stops: np.ndarray, least: int, limit: int) -> Curve:
-    """Each question by itself until ``stops``, ``[questions, repeats, length]``, says so: one setting."""
-    stops = stops[..., :limit].copy()
+    """Each question by itself until ``stops``, ``[questions, repeats, s]``, says so: one setting."""
+    last = int(np.searchsorted(draws.sizes, limit, side="right")) - 1
+    stops = stops[..., : last + 1].copy()
     stops[..., : least - 1] = False
-    stops[..., limit - 1] = True
-    spent = stops.argmax(-1) + 1
-    agreed = np.take_along_axis(draws.agrees, spent[..., None] - 1, -1)[..., 0]
-    return spent.mean(1), agreed.mean(1)
+    stops[..., last] = True
+    at = stops.argmax(-1)
+    return taken(draws, at)
+
+
+def taken(draws: Draws, at: np.ndarray) -> Curve:
+    """What was spent and agreed at those places, ``[questions, repeats]``."""
+    agreed = np.take_along_axis(draws.agrees, at[..., None], -1)[..., 0]
+    return draws.sizes[at].mean(1), agreed.mean(1)
 
 
 def stacked(curves: Sequence[Curve]) -> Curve:
@@ -142,48 +159,45 @@ def stacked(curves: Sequence[Curve]) -> Curve:
 def uniform(draws: Draws) -> Curve:
     """The same number for every question."""
     agreed = draws.agrees.mean(1)
-    return np.broadcast_to(np.arange(1, draws.length + 1.0), agreed.shape), agreed
+    return np.broadcast_to(draws.sizes.astype(float), agreed.shape), agreed
 
 
 def offline(draws: Draws, limit: int) -> Curve:
     """The knowledge gradient, stopped at any total."""
-    limit = min(limit, draws.length)
-    index = tables(LENGTH)[0][draws.votes[0], draws.votes[1]]
+    index = gains(draws.votes)
     return stacked([until(draws, index < level, START, limit) for level in LEVELS])
 
 
 def adaptive(draws: Draws, limit: int) -> Curve:
     """Adaptive consistency at any confidence."""
-    behind = tables(LENGTH)[1][draws.votes[0], draws.votes[1]]
-    return stacked([until(draws, behind <= doubt, 1, min(limit, draws.length)) for doubt in DOUBTS])
+    doubts = behind(draws.votes)
+    return stacked([until(draws, doubts <= doubt, 1, limit) for doubt in DOUBTS])
 
 
-def online(draws: Draws, known: Draws, first: int) -> Curve:
-    """PETS, with budgets planned on other questions."""
-    answers = known.answers.transpose(1, 0, 2)[:2].reshape(-1, known.length)
-    curves = []
+def online(draws: Draws, known: np.ndarray, first: int) -> Curve:
+    """PETS, with budgets planned on samples of other questions, ``[questions, n]``."""
+    limit = int(draws.sizes[-1])
     leaders = draws.votes[0, :, :, first - 1]
-    for average in AVERAGES[(first < AVERAGES) & (known.length >= AVERAGES)]:
-        budgets = np.array(plan(answers, float(average), first, shuffles=1))
-        spent = budgets[leaders]
-        agreed = np.take_along_axis(draws.agrees, spent[..., None] - 1, -1)[..., 0]
-        curves.append((spent.mean(1), agreed.mean(1)))
+    curves = []
+    for average in AVERAGES[(first < AVERAGES) & (limit >= AVERAGES)]:
+        budgets = np.array(plan(known, float(average), first, shuffles=1, limit=limit))
+        curves.append(taken(draws, np.searchsorted(draws.sizes, budgets)[leaders]))
     return stacked(curves)
 
 
 def clairvoyant(draws: Draws, pools: np.ndarray) -> Curve:
     """The best number for each question, by the normal approximation of its rate, Phi(gap sqrt(k) / deviation)."""
-    roots, cdf = np.sqrt(np.arange(1, draws.length + 1)), np.vectorize(NormalDist().cdf)
-    gains = np.zeros((len(pools), draws.length))
+    roots, cdf = np.sqrt(draws.sizes), np.vectorize(NormalDist().cdf)
+    slopes = np.zeros((len(pools), len(draws.sizes)))
     for question, (first, second) in enumerate(shares(pools)):
         gap = first - second
         if first < 1 and gap > 0:  # what is unanimous needs one sample, and where two lead any will do
-            gains[question, :-1] = np.diff(cdf(gap / math.sqrt(first + second - gap**2) * roots))
+            rates = cdf(gap / math.sqrt(first + second - gap**2) * roots)
+            slopes[question, :-1] = np.diff(rates) / np.diff(draws.sizes)
     curves = []
-    for level in LEVELS / 10:
-        given = 1 + (gains >= level).sum(1)  # the gains fall
-        agreed = draws.agrees[np.arange(len(pools)), :, given - 1].mean(1)
-        curves.append((given.astype(float), agreed))
+    for level in LEVELS / 100:
+        at = (slopes >= level).sum(1)  # the slopes fall
+        curves.append(taken(draws, np.repeat(at[:, None], REPEATS, 1)))
     return stacked(curves)
 
 
@@ -225,13 +239,14 @@ def part(task: str, reading: str, seeds: int, problems: int, folder: Path) -> Ro
     fresh = reading == "fresh"
     pools = {split: load_answers(task, split, seeds, folder)[:problems] for split in ("validation", "test")}
     # Plans and choices are made of other draws than they are tried on.
-    known = draw(pools["validation"], fresh, REPEATS, seed=0)
-    tried = draw(pools["validation"], fresh, REPEATS, seed=1)
-    test = draw(pools["test"], fresh, REPEATS, seed=2)
-    limits = [limit for limit in LIMITS if limit <= test.length] or [test.length]
+    rng = np.random.default_rng(0)
+    known = np.repeat(pools["validation"], 2, axis=0)
+    known = np.stack([rng.choice(pool, PLANNED) if fresh else rng.permutation(pool) for pool in known])
+    tried, test = (draw(pools[split], fresh, seed) for seed, split in enumerate(pools, start=1))
+    limits = [limit for limit in LIMITS if limit <= test.sizes[-1]]
     limit = choose({limit: offline(tried, limit) for limit in limits})
-    first = choose({first: online(tried, known, first) for first in FIRSTS})
     cap = choose({limit: adaptive(tried, limit) for limit in limits})
+    first = choose({first: online(tried, known, first) for first in FIRSTS})
     curves: dict[str, Curve] = {
         "uniform": uniform(test),
         "offline": offline(test, limit),
@@ -278,16 +293,13 @@ def close(pools: np.ndarray) -> dict[str, float]:
 
 
 def halves(pools: np.ndarray) -> float:
-    """How often the votes of two halves of a pool agree."""
-    draws = draw(pools, fresh=False, repeats=REPEATS, seed=3)
-    middle = draws.length // 2
-    agreed = [_leader(row[:middle]) == _leader(row[middle:]) for repeats in draws.answers for row in repeats]
+    """How often the votes of two halves of a pool agree, in any order of it."""
+    rng, agreed = np.random.default_rng(0), []
+    for pool in pools:
+        for _ in range(REPEATS):
+            mixed = rng.permutation(pool).tolist()
+            agreed.append(majority(mixed[::2]) == majority(mixed[1::2]))
     return round(float(np.mean(agreed)), 4)
-
-
-def _leader(answers: np.ndarray) -> int:
-    votes = np.bincount(answers[answers >= 0])
-    return int(votes.argmax()) if len(votes) else -1
 
 
 def _quantile(values: np.ndarray, level: float) -> float:

@@ -65,7 +65,9 @@ class PETS(StoppingRule):
         return f"{len(seen)} samples, as {votes} of the first {self.first} agree"
 
 
-def plan(answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8) -> tuple[int, ...]:
+def plan(
+    answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8, limit: int | None = None
+) -> tuple[int, ...]:
     """The budgets of `PETS` for an average number of samples, from other questions of the same kind.
 
     Args:
@@ -74,13 +76,19 @@ def plan(answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8)
         average: samples per question that may be spent, on average.
         first: samples that tell the difficulty.
         shuffles: how many orders of the samples to average over.
+        limit: samples that a question gets at most; default, n. What more than n are worth is extrapolated.
     """
-    if not first <= average <= answers.shape[1]:
+    rng, given = np.random.default_rng(0), answers.shape[1]
+    limit = given if limit is None else limit
+    if not first <= average <= limit:
         raise InvalidInput(
-            f"average={average} must be between first={first} and the {answers.shape[1]} samples given"
+            f"average={average} must be between first={first} and {limit}, the samples that a question gets at most"
         )
-    rng, limit = np.random.default_rng(0), answers.shape[1]
-    sizes = sorted({*range(first, min(limit, 16)), *np.geomspace(first, limit * 3 // 4, 12).astype(int).tolist()})
+    if first > given:
+        raise InvalidInput(
+            f"first={first} is more than the {given} samples given of each question; give more of them"
+        )
+    sizes = sorted({*range(first, min(given, 16)), *np.geomspace(first, given * 3 // 4, 12).astype(int).tolist()})
     rates: dict[int, list[list[bool]]] = {votes: [] for votes in range(first + 1)}
     for row in answers:
         final = majority(row.tolist())
