@@ -53,12 +53,12 @@ LENGTH = 16_384  # samples of a question at most
 REPEATS = 16
 FIRSTS = (4, 8, 16, 32)
 LIMITS = (64, 192, 512, 1_024, 4_096, LENGTH)
-AVERAGES = np.geomspace(6, LENGTH / 2, 40)
+AVERAGES = np.geomspace(6, LENGTH / 2, 28)
 LEVELS = np.geomspace(0.2, 1e-5, 120)
 DOUBTS = np.geomspace(0.3, 1e-5, 60)
 CLOSE = (0.02, 0.05, 0.1)
 START = 2  # samples of every question, offline
-PLANNED = 1_024  # samples of a question that a plan is made from
+PLANNED = 512  # samples of a question that a plan is made from
 Curve = tuple[np.ndarray, np.ndarray]  # samples spent and how often the vote agreed, ``[questions, settings]``
 
 
