@@ -47,7 +47,7 @@ TASKS: dict[str, tuple[str, int | None]] = {
 }
 # About the longest solution of each task, in tokens: what the paper calls the maximal length.
 LENGTHS = {"arithmetic": 112, "arithmetic-16": 256, "countdown": 40, "stories": 72}
-# Lines of a segment, so that four layers are about a solution; chosen on validation problems.
+# Lines of a segment, so that four layers are about a solution.
 STEPS = {"arithmetic": 2, "arithmetic-16": 4, "countdown": 1, "stories": 1}
 PAIRS = (
     ("treebon-4", "best-of-4"),
