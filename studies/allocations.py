@@ -26,7 +26,8 @@ Allocations, each over all numbers of samples:
   difficulty, however difficulty is told; a rule that looks at the votes themselves may do better.
 
 How many first samples tell the difficulty, and how many samples a question gets at most, 1.25 to 3 times what uniform
-allocation needs, are chosen on the validation questions for a rate of 0.9925 there. Intervals are percentiles of a bootstrap over questions.
+allocation needs, are chosen on the validation questions for a rate of 0.9925 there. Intervals are percentiles of a
+bootstrap over questions.
 """
 
 from __future__ import annotations
