@@ -238,8 +238,8 @@ def part(task: str, reading: str, seeds: int, problems: int, folder: Path) -> Ro
     fresh = reading == "fresh"
     pools = {split: load_answers(task, split, seeds, folder)[:problems] for split in ("validation", "test")}
     tried, test = (draw(pools[split], fresh, seed) for seed, split in enumerate(pools, start=1))
-    needs, known = of(uniform(tried), rate=SAFE), pools["validation"]
-    limits = sorted({int(min(times * needs, test.sizes[-1])) for times in LIMITS})
+    usual, known = of(uniform(tried), rate=SAFE), pools["validation"]
+    limits = sorted({int(min(times * usual, test.sizes[-1])) for times in LIMITS})
     limit = choose({limit: offline(tried, limit) for limit in limits})
     cap = choose({limit: adaptive(tried, limit) for limit in limits})
     first = choose({first: online(tried, known, first, limits[-1]) for first in FIRSTS})
