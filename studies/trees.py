@@ -3,7 +3,7 @@ r"""The tree methods at matched cost: TreeBoN against best-of-N, HyPER against s
     python studies/trees.py                                          # about 20 minutes on 2 cores
     python studies/trees.py --problems 30 --seeds 1 --split validation    # a quick look
     python studies/trees.py --arms best-of-4 best-of-8 best-of-16 treebon-4-steps treebon-8-steps treebon-16-steps \
-        --others 400 --out studies/results/treebon                        # half an hour; TreeBoN step by step
+        --others 400 --out studies/results/treebon                        # about 40 minutes; TreeBoN by lines
 
 All on the same test problems under the same seeds; comparisons are paired, with a bootstrap over problems. TreeBoN is
 compared with a best-of-N of about the same generated tokens: who has the answer of higher reward (the paper's win
@@ -47,8 +47,6 @@ TASKS: dict[str, tuple[str, int | None]] = {
 }
 # About the longest solution of each task, in tokens: what the paper calls the maximal length.
 LENGTHS = {"arithmetic": 112, "arithmetic-16": 256, "countdown": 40, "stories": 72}
-# Lines of a segment, so that four layers are about a solution.
-STEPS = {"arithmetic": 2, "arithmetic-16": 4, "countdown": 1, "stories": 1}
 PAIRS = (
     ("treebon-4", "best-of-4"),
     ("treebon-8", "best-of-8"),
@@ -80,7 +78,7 @@ def arms(task: str) -> dict[str, Strategy]:
         "treebon-4": TreeBoN(n=4, children=4, max_tokens=longest),
         "treebon-8": TreeBoN(n=8, children=4, max_tokens=longest),
         "treebon-16": TreeBoN(n=16, children=4, max_tokens=longest),
-        **{f"treebon-{n}-steps": TreeBoN(n=n, segment_steps=STEPS[task]) for n in (4, 8, 16)},
+        **{f"treebon-{n}-steps": TreeBoN(n=n, children=4, max_tokens=longest, segment_steps=2) for n in (4, 8, 16)},
         "hyper": HyPER(),
         "hyper-8": HyPER(n=8),
         "mcts": MCTS(),
