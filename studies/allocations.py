@@ -25,8 +25,7 @@ Allocations, each over all numbers of samples:
   greedy allocation by their rates, as the normal approximation has them. It bounds what an allocation can do by
   difficulty, however difficulty is told; a rule that looks at the votes themselves may do better.
 
-How many first samples tell the difficulty, and how many samples a question gets at most, 1.25 to 3 times what uniform
-allocation needs, are chosen on the validation questions for a rate of 0.9925 there. Intervals are percentiles of a
+How many first samples tell the difficulty is chosen on the validation questions. Intervals are percentiles of a
 bootstrap over questions.
 """
 
@@ -48,13 +47,11 @@ from bough.search.stopping import ahead
 from bough.zoo.parts import run_parts
 
 RATE = 0.99
-SAFE = 0.9925  # on the validation questions: the rate of 400 others differs by a quarter of a point
 READINGS = ("fresh", "pool")
 EACH = 64  # samples that are looked at one by one; later ones in batches of a 20th of what there is
 LENGTH = 16_384  # samples of a question at most
 REPEATS = 16
-FIRSTS = (4, 8, 16, 32)
-LIMITS = (1.25, 1.5, 2.0, 3.0)  # samples of a question at most, over what uniform allocation needs
+FIRSTS = (4, 8, 16, 32, 64)
 AVERAGES = np.geomspace(6, LENGTH / 2, 28)
 LEVELS = np.geomspace(0.2, 1e-5, 120)
 DOUBTS = np.geomspace(0.3, 1e-5, 60)
@@ -135,14 +132,12 @@ def behind(votes: np.ndarray) -> np.ndarray:
     return np.where(few, table[np.where(few, first, 0), np.where(few, second, 0)], normal)
 
 
-def until(draws: Draws, stops: np.ndarray, least: int, limit: int) -> Curve:
+def until(draws: Draws, stops: np.ndarray, least: int) -> Curve:
     """Each question by itself until ``stops``, ``[questions, repeats, s]``, says so: one setting."""
-    last = int(np.searchsorted(draws.sizes, limit, side="right")) - 1
-    stops = stops[..., : last + 1].copy()
+    stops = stops.copy()
     stops[..., : least - 1] = False
-    stops[..., last] = True
-    at = stops.argmax(-1)
-    return taken(draws, at)
+    stops[..., -1] = True
+    return taken(draws, stops.argmax(-1))
 
 
 def taken(draws: Draws, at: np.ndarray) -> Curve:
@@ -163,22 +158,21 @@ def uniform(draws: Draws) -> Curve:
     return np.broadcast_to(draws.sizes.astype(float), agreed.shape), agreed
 
 
-def offline(draws: Draws, limit: int) -> Curve:
+def offline(draws: Draws) -> Curve:
     """The knowledge gradient, stopped at any total."""
     index = gains(draws.votes)
-    return stacked([until(draws, index < level, START, limit) for level in LEVELS])
+    return stacked([until(draws, index < level, START) for level in LEVELS])
 
 
-def adaptive(draws: Draws, limit: int) -> Curve:
+def adaptive(draws: Draws) -> Curve:
     """Adaptive consistency at any confidence."""
     doubts = behind(draws.votes)
-    return stacked([until(draws, doubts <= doubt, 1, limit) for doubt in DOUBTS])
+    return stacked([until(draws, doubts <= doubt, 1) for doubt in DOUBTS])
 
 
-def online(draws: Draws, known: np.ndarray, first: int, limit: int) -> Curve:
+def online(draws: Draws, known: np.ndarray, first: int) -> Curve:
     """PETS, with budgets planned on the pools of other questions, ``[questions, n]``."""
-    leaders = draws.votes[0, :, :, first - 1]
-    curves = []
+    leaders, limit, curves = draws.votes[0, :, :, first - 1], int(draws.sizes[-1]), []
     for average in AVERAGES[(first < AVERAGES) & (limit >= AVERAGES)]:
         budgets = np.array(plan(known, float(average), first, limit=limit))
         curves.append(taken(draws, np.searchsorted(draws.sizes, budgets)[leaders]))
@@ -209,28 +203,28 @@ def shares(pool: np.ndarray) -> np.ndarray:
     return np.pad(np.sort(counts)[::-1] / len(pool), (0, max(0, 2 - len(counts))))
 
 
-def needed(spent: np.ndarray, rates: np.ndarray, rate: float) -> float:
-    """The least spent from which on the rate is at least so high; infinite if it never is."""
+def needed(spent: np.ndarray, rates: np.ndarray) -> float:
+    """The least spent from which on the rate is at least `RATE`; infinite if it never is."""
     order = np.argsort(spent, kind="stable")
     spent, rates = spent[order], rates[order]
-    below = np.flatnonzero(rates < rate)
+    below = np.flatnonzero(rates < RATE)
     if not len(below):
         return float(spent[0])
     last = int(below[-1])
     if last + 1 == len(spent):
         return math.inf
-    share = (rate - rates[last]) / (rates[last + 1] - rates[last])
+    share = (RATE - rates[last]) / (rates[last + 1] - rates[last])
     return float(spent[last] + share * (spent[last + 1] - spent[last]))
 
 
-def of(curve: Curve, chosen: np.ndarray | slice = slice(None), rate: float = RATE) -> float:
+def of(curve: Curve, chosen: np.ndarray | slice = slice(None)) -> float:
     """What an allocation needs on some of the questions."""
-    return needed(curve[0][chosen].mean(0), curve[1][chosen].mean(0), rate)
+    return needed(curve[0][chosen].mean(0), curve[1][chosen].mean(0))
 
 
 def choose(options: dict[int, Curve]) -> int:
-    """The option that needs least, with a margin; if none gets there, the one with the highest rate."""
-    return min(options, key=lambda option: (of(options[option], rate=SAFE), -options[option][1].mean(0).max()))
+    """The option that needs least; if none gets there, the one with the highest rate."""
+    return min(options, key=lambda option: (of(options[option]), -options[option][1].mean(0).max()))
 
 
 def part(task: str, reading: str, seeds: int, problems: int, folder: Path) -> Row:
@@ -238,17 +232,14 @@ def part(task: str, reading: str, seeds: int, problems: int, folder: Path) -> Ro
     fresh = reading == "fresh"
     pools = {split: load_answers(task, split, seeds, folder)[:problems] for split in ("validation", "test")}
     tried, test = (draw(pools[split], fresh, seed) for seed, split in enumerate(pools, start=1))
-    usual, known = of(uniform(tried), rate=SAFE), pools["validation"]
-    limits = sorted({int(min(times * usual, test.sizes[-1])) for times in LIMITS})
-    limit = choose({limit: offline(tried, limit) for limit in limits})
-    cap = choose({limit: adaptive(tried, limit) for limit in limits})
-    first = choose({first: online(tried, known, first, limits[-1]) for first in FIRSTS})
+    known = pools["validation"]
+    first = choose({first: online(tried, known, first) for first in FIRSTS})
     curves: dict[str, Curve] = {
         "uniform": uniform(test),
-        "offline": offline(test, limit),
-        "online": online(test, known, first, limits[-1]),
-        "online, 4 first": online(test, known, 4, limits[-1]),
-        "adaptive consistency": adaptive(test, cap),
+        "offline": offline(test),
+        "online": online(test, known, first),
+        "online, 4 first": online(test, known, 4),
+        "adaptive consistency": adaptive(test),
         "clairvoyant": clairvoyant(test, pools["test"]),
     }
     rng, count = np.random.default_rng(0), len(pools["test"])
@@ -264,8 +255,7 @@ def part(task: str, reading: str, seeds: int, problems: int, folder: Path) -> Ro
                 "task": task,
                 "samples": reading,
                 "allocation": name,
-                "setting": {"offline": f"limit={limit}", "online": f"first={first}",
-                            "adaptive consistency": f"limit={cap}"}.get(name, ""),
+                "setting": f"{first} first" if name == "online" else "",
                 "needs": round(of(curve), 1),
                 "low": _quantile(needs, 0.025),
                 "high": _quantile(needs, 0.975),
@@ -274,7 +264,7 @@ def part(task: str, reading: str, seeds: int, problems: int, folder: Path) -> Ro
                 "saves, high": _quantile(saved, 0.975),
                 "best rate": round(float(curve[1].mean(0).max()), 4),
             }
-        )  # fmt: skip
+        )
     return {
         "rows": rows,
         "curves": {name: _thinned(curve) for name, curve in curves.items()},
