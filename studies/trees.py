@@ -1,13 +1,16 @@
-"""The tree methods at matched cost: TreeBoN against best-of-N, HyPER against self-consistency, MCTS, DVTS and CoAT.
+r"""The tree methods at matched cost: TreeBoN against best-of-N, HyPER against self-consistency, MCTS, DVTS and CoAT.
 
     python studies/trees.py                                          # about 20 minutes on 2 cores
     python studies/trees.py --problems 30 --seeds 1 --split validation    # a quick look
+    python studies/trees.py --arms best-of-4 best-of-8 best-of-16 treebon-4-steps treebon-8-steps treebon-16-steps \
+        --others 400 --out studies/results/treebon                        # about 40 minutes; TreeBoN by lines
 
 All on the same test problems under the same seeds; comparisons are paired, with a bootstrap over problems. TreeBoN is
 compared with a best-of-N of about the same generated tokens: who has the answer of higher reward (the paper's win
-rate), and who is right; a tie is half a win for each. ``arithmetic-16`` is arithmetic with 16 operations instead of
-6: at the tasks' default level both often have the same answer, and nothing can win. The methods of the two claims run
-on all problems under all seeds; the others, and all on ``arithmetic-16``, on the first ``--others`` problems.
+rate), and who is right; a tie is half a win for each, and what the comparisons say that are no ties stands beside it.
+``arithmetic-16`` is arithmetic with 16 operations instead of 6: at the tasks' default level both often have the same
+answer, and nothing can win. The methods of the two claims run on all problems under all seeds; the others, and all on
+``arithmetic-16``, on the first ``--others`` problems.
 
 The work is split by task and seed over one process per core. Finished parts are kept under `build/trees`, and a run
 that was stopped goes on from there; delete them when a model or a search has changed. The summary goes to
@@ -48,6 +51,8 @@ PAIRS = (
     ("treebon-4", "best-of-4"),
     ("treebon-8", "best-of-8"),
     ("treebon-16", "best-of-16"),
+    ("treebon-4-steps", "best-of-4"),
+    ("treebon-8-steps", "best-of-8"),
     ("treebon-16-steps", "best-of-16"),
     ("hyper", "self-consistency"),
     ("hyper-8", "self-consistency"),
@@ -73,7 +78,7 @@ def arms(task: str) -> dict[str, Strategy]:
         "treebon-4": TreeBoN(n=4, children=4, max_tokens=longest),
         "treebon-8": TreeBoN(n=8, children=4, max_tokens=longest),
         "treebon-16": TreeBoN(n=16, children=4, max_tokens=longest),
-        "treebon-16-steps": TreeBoN(n=16, children=4, max_tokens=longest, segment_steps=2),
+        **{f"treebon-{n}-steps": TreeBoN(n=n, children=4, max_tokens=longest, segment_steps=2) for n in (4, 8, 16)},
         "hyper": HyPER(),
         "hyper-8": HyPER(n=8),
         "mcts": MCTS(),
@@ -117,6 +122,15 @@ def wins(a: float, b: float) -> float:
     return 0.5 if math.isclose(a, b, rel_tol=1e-3) else float(a > b)
 
 
+def decided(problems: list[int], won: list[float]) -> dict[str, float]:
+    """How many comparisons are no ties, and the share of them that is won."""
+    kept = [(problem, win) for problem, win in zip(problems, won, strict=True) if win != 0.5]
+    if not kept:
+        return {"comparisons": 0}
+    share = paired_bootstrap([problem for problem, _ in kept], [win for _, win in kept], [0.0] * len(kept))
+    return {"comparisons": len(kept), **share.to_dict()}
+
+
 def compare(rows: list[Row], a: str, b: str) -> dict[str, Any] | None:
     """a against b: who wins by reward and by truth, differences and ratios, each with its interval."""
     by_trial: dict[tuple[int, int], dict[str, Row]] = defaultdict(dict)
@@ -139,8 +153,9 @@ def compare(rows: list[Row], a: str, b: str) -> dict[str, Any] | None:
         # The score of a vote is its share, which is no reward.
         **({} if b == "self-consistency" else {
             "wins_by_reward": of(reward, nothing), "ties_by_reward": float(np.mean([won == 0.5 for won in reward])),
+            "decided_by_reward": decided(problems, reward),
         }),
-        "wins_by_truth": of(truth, nothing),
+        "wins_by_truth": of(truth, nothing), "decided_by_truth": decided(problems, truth),
         "accuracy_difference": of([float(x["correct"]) for x, _ in pairs], [float(y["correct"]) for _, y in pairs]),
         "tokens_ratio": of([x["tokens"] for x, _ in pairs], [y["tokens"] for _, y in pairs], "ratio"),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What votes, stopping rules and allocations save, on a bank of stored samples.
+"""What votes and stopping rules save, on a bank of stored samples.
 
     python studies/samples.py         # first: draws the bank
     python studies/votes.py           # minutes; results/votes.json
@@ -9,9 +9,7 @@ their index, and the votes are those of the strategies. Whatever has to be chose
 problems, as the cheapest setting that loses no more than ``TOLERATED`` there; the numbers are of the test problems.
 Differences are paired, with a bootstrap over problems.
 
-- RPC against self-consistency, by the number of samples. - PETS: the self-consistency rate, against uniform
-allocation. As in the paper, the vote of a question's whole pool (64
-  samples) stands for the infinite one, and samples are drawn from the pool without replacement.
+- RPC against self-consistency, by the number of samples.
 - Stopping rules: best-of-16 and self-consistency of 16, against the same with a rule.
 """
 
@@ -19,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,8 @@ from samples import SCRATCH, TASKS, Samples, load_samples
 
 from bough.bench.stats import accuracy, paired_bootstrap
 from bough.core import Solution, StoppingRule
-from bough.search import PETS, AdaptiveConsistency, EarlyStoppingConsistency, OptScale, Patience, ScoreThreshold
-from bough.search.allocation import KnowledgeGradient
+from bough.search import AdaptiveConsistency, EarlyStoppingConsistency, OptScale, Patience, ScoreThreshold
 from bough.search.optscale import fit_prior
-from bough.search.pets import majority, plan
 from bough.search.rpc import distinct, pruned
 from bough.search.vote import winner
 
@@ -39,8 +35,6 @@ HERE = Path(__file__).parent
 SIZES = (4, 8, 16, 32, 64)
 FIXED = 16
 TOLERATED = 0.005  # on validation, where the claim allows 0.01
-RATE = 0.99
-AVERAGES = (6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48)
 
 
 def named(answers: Sequence[int]) -> list[str | None]:
@@ -96,83 +90,6 @@ def votes(banks: Sequence[Samples]) -> dict[str, Any]:
         if name.startswith("rpc") and n >= 8
     }
     return {"accuracy": cells, "differences": differences}
-
-
-# Allocation ----------------------------------------------------------------------------------------------------
-
-
-def rate_of(bank: Samples, counts: Iterable[int]) -> np.ndarray:
-    """Whether the vote of so many samples of each problem is that of its pool, bool ``[problems]``."""
-    rows = [row.tolist() for row in bank.answer]
-    return np.array([majority(row[:k]) == majority(row) for row, k in zip(rows, counts, strict=True)])
-
-
-def offline(bank: Samples, averages: Sequence[float]) -> list[tuple[float, np.ndarray]]:
-    """Samples spent per problem and agreement, of the knowledge gradient stopped at each average."""
-    count, limit = bank.answer.shape
-    chooser, found = KnowledgeGradient(count, limit=limit), []
-    for spent in range(1, round(max(averages) * count) + 1):
-        problem = chooser.next()
-        if problem is None:
-            break
-        index = len(chooser.answers[problem]) - 1
-        chooser.told(problem, index, named(bank.answer[problem, index : index + 1])[0])
-        if any(round(average * count) == spent for average in averages):
-            found.append((spent / count, rate_of(bank, map(len, chooser.answers))))
-    return found
-
-
-def online(bank: Samples, rule: StoppingRule) -> tuple[float, np.ndarray]:
-    """The same of a stopping rule, for questions one after the other."""
-    counts = [rule.stops_at(map(Solution, named(row))) for row in bank.answer]
-    return float(np.mean(counts)), rate_of(bank, counts)
-
-
-def needed(curve: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """The least spent from which on the rate stays at `RATE`, with the rate there."""
-    good = None
-    for spent, rate in sorted(curve, reverse=True):
-        if rate < RATE:
-            break
-        good = spent, rate
-    return good
-
-
-def allocations(test: Sequence[Samples], validation: Samples) -> dict[str, Any]:
-    """What each way of allocating samples needs for the rate on the test problems."""
-    limit = validation.answer.shape[1]
-    size = len(validation.answer)
-    uniform = [
-        (k, float(np.mean([rate_of(bank, [k] * len(bank.answer)).mean() for bank in test])))
-        for k in range(1, limit + 1)
-    ]
-    averages = np.arange(2.5, 40, 0.25).tolist()
-    walks = [offline(bank, averages) for bank in test]
-    gradient = [(step[0][0], float(np.mean([s[1].mean() for s in step]))) for step in zip(*walks, strict=True)]
-    # The plan is made on one half of the validation problems, and its average chosen on the other.
-    half = size // 2
-    other = Samples(**{name: value[half:] for name, value in vars(validation).items()})
-    chosen = None
-    for average in AVERAGES:
-        rule = PETS(plan(validation.answer[:half], average))
-        if online(other, rule)[1].mean() >= RATE:
-            chosen = average, PETS(plan(validation.answer, average))
-            break
-    made = {"uniform": needed(uniform), "offline": needed(gradient), "uniform curve": uniform[::4]}
-    made["offline curve"] = gradient[::8]
-    if chosen is not None:
-        results = [online(bank, chosen[1]) for bank in test]
-        made["online"] = float(np.mean([r[0] for r in results])), float(np.mean([r[1].mean() for r in results]))
-        made["budgets"] = list(chosen[1].budgets)
-    for name in ("offline", "online"):
-        if made.get(name) and made["uniform"]:
-            made[f"{name} saves"] = 1 - made[name][0] / made["uniform"][0]
-    beta = [online(bank, AdaptiveConsistency(0.95)) for bank in test]
-    made["adaptive-consistency 0.95"] = (
-        float(np.mean([spent for spent, _ in beta])),
-        float(np.mean([agreed.mean() for _, agreed in beta])),
-    )
-    return made
 
 
 # Stopping ------------------------------------------------------------------------------------------------------
@@ -278,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", nargs="+", default=["votes", "allocations", "stopping"])
+    parser.add_argument("--parts", nargs="+", default=["votes", "stopping"])
     parser.add_argument("--folder", type=Path, default=SCRATCH)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "votes.json")
     parser.add_argument("--fit", action="store_true", help="print OptScale's prior and leave")
@@ -296,8 +213,6 @@ def main() -> None:
         results[task] = {}
         if "votes" in args.parts:
             results[task]["votes"] = votes(test)
-        if "allocations" in args.parts:
-            results[task]["allocations"] = allocations(test, validation)
         if "stopping" in args.parts:
             results[task]["stopping"] = stopping(test, validation)
         print(task, json.dumps(results[task], indent=1), flush=True)

@@ -201,6 +201,17 @@ def test_a_plan_spends_its_average_where_questions_are_close() -> None:
     assert ours > uniform
 
 
+def test_a_plan_may_spend_more_than_the_samples_it_was_made_from() -> None:
+    answers = simulated(0, 200, 64)
+    assert max(plan(answers, 60)) <= 64
+    budgets = plan(answers, 60, limit=500)
+    assert 64 < max(budgets) <= 500
+    with pytest.raises(InvalidInput, match="average=501 .* and 500"):
+        plan(answers, 501, limit=500)
+    with pytest.raises(InvalidInput, match="more than the 64 samples given"):
+        plan(answers, 80, first=65, limit=500)
+
+
 def test_pets_counts_the_leader_of_the_first_samples() -> None:
     rule = PETS((9, 8, 7, 5, 4))
     assert rule.first == 4

@@ -11,8 +11,11 @@ Offline, all questions are known, and `bough.search.allocation.allocate` spends 
 Online, questions come one after the other, and each is dealt with before the next. The first few samples say to
 which class of difficulty a question belongs: how many votes the leader has among them. Each class has a number of
 samples of its own (`PETS.budgets`), chosen on other questions of the same kind (`plan`): with A_c(k) the
-self-consistency rate of a class after k samples, modelled as Phi(a sqrt(k) + b), greedy steps buy what raises sum_c
-P(c) A_c most per sample until the average budget is spent.
+self-consistency rate of a class after k samples, greedy steps buy what raises sum_c P(c) A_c most per sample until
+the average budget is spent. A question's own rate is about Phi(a sqrt(k)), with a the lead of its first answer over
+its second in standard deviations of one sample, and A_c is the mean over the questions of the class. (The authors
+average the a of its questions instead, in which the few close ones hardly show, but they are what more samples are
+for.)
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ class PETS(StoppingRule):
         return f"{len(seen)} samples, as {votes} of the first {self.first} agree"
 
 
-def plan(answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8) -> tuple[int, ...]:
+def plan(
+    answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8, limit: int | None = None
+) -> tuple[int, ...]:
     """The budgets of `PETS` for an average number of samples, from other questions of the same kind.
 
     Args:
@@ -74,23 +79,28 @@ def plan(answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8)
         average: samples per question that may be spent, on average.
         first: samples that tell the difficulty.
         shuffles: how many orders of the samples to average over.
+        limit: samples that a question gets at most; default, n. What more than n are worth is extrapolated.
     """
-    if not first <= average <= answers.shape[1]:
+    rng, given = np.random.default_rng(0), answers.shape[1]
+    limit = given if limit is None else limit
+    if not first <= average <= limit:
         raise InvalidInput(
-            f"average={average} must be between first={first} and the {answers.shape[1]} samples given"
+            f"average={average} must be between first={first} and {limit}, the samples that a question gets at most"
         )
-    rng, limit = np.random.default_rng(0), answers.shape[1]
-    sizes = sorted({*range(first, min(limit, 16)), *np.geomspace(first, limit * 3 // 4, 12).astype(int).tolist()})
-    rates: dict[int, list[list[bool]]] = {votes: [] for votes in range(first + 1)}
+    if first > given:
+        raise InvalidInput(
+            f"first={first} is more than the {given} samples given of each question; give more of them"
+        )
+    sizes = np.unique([*range(first, min(limit, 64)), *np.geomspace(first, limit, 64).round().astype(int)])
+    rates: list[list[np.ndarray]] = [[] for _ in range(first + 1)]
     for row in answers:
-        final = majority(row.tolist())
+        rate = _rate(row, sizes)
         for _ in range(shuffles):
-            order = rng.permutation(row).tolist()
-            votes, _ = leaders([None if a < 0 else str(a) for a in order[:first]])
-            rates[votes].append([majority(order[:k]) == final for k in sizes])
-    count = sum(map(len, rates.values()))
-    shares = [len(rates[votes]) / count for votes in rates]
-    curves = [_rate_curve(sizes, rates[votes], limit) for votes in rates]
+            votes, _ = leaders([None if a < 0 else str(a) for a in rng.permutation(row)[:first].tolist()])
+            rates[votes].append(rate)
+    shares = [len(own) / (shuffles * len(answers)) for own in rates]
+    every = np.arange(limit + 1)
+    curves = [np.interp(every, sizes, np.mean(own, axis=0)) if own else np.ones(limit + 1) for own in rates]
     budgets, spent = [first] * (first + 1), float(first)
     while True:
         gains = [
@@ -98,24 +108,22 @@ def plan(answers: np.ndarray, average: float, first: int = 4, shuffles: int = 8)
             for c, (b, curve) in enumerate(zip(budgets, curves, strict=True))
             if b < limit and shares[c] > 0 and spent + shares[c] <= average
         ]
-        if not gains or max(gains)[0] <= 1e-6:
+        if not gains or max(gains)[0] <= 0:
             return tuple(budgets)
         best = max(gains)[1]
         budgets[best] += 1
         spent += shares[best]
 
 
-def _rate_curve(sizes: Sequence[int], agreed: Sequence[Sequence[bool]], limit: int) -> np.ndarray:
-    """The self-consistency rate after k samples, ``[limit + 1]``: Phi(a sqrt(k) + b), a >= 0, by least squares."""
-    if not agreed:
-        return np.ones(limit + 1)
-    normal, n = NormalDist(), len(agreed)
-    observed = np.clip(np.mean(agreed, axis=0), 0.5 / n, 1 - 0.5 / n)
-    probits, roots = np.array([normal.inv_cdf(float(rate)) for rate in observed]), np.sqrt(sizes)
-    slope, level = np.polyfit(roots, probits, 1)
-    if slope < 0:
-        slope, level = 0.0, float(probits.mean())
-    return np.array([normal.cdf(slope * math.sqrt(k) + level) for k in range(limit + 1)])
+def _rate(answers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """A question's self-consistency rate after so many samples, Phi(a sqrt(k))."""
+    votes = sorted(Counter(answers[answers >= 0].tolist()).values(), reverse=True)
+    first, second = ((*votes, 0, 0)[i] / len(answers) for i in (0, 1))
+    variance = first + second - (first - second) ** 2
+    if variance <= 0:  # unanimous, or nobody voted
+        return np.ones(len(sizes))
+    cdf, scale = NormalDist().cdf, (first - second) / math.sqrt(variance)
+    return np.array([cdf(scale * math.sqrt(k)) for k in sizes.tolist()])
 
 
 def majority(answers: Sequence[Hashable]) -> Hashable:
