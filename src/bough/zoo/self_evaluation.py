@@ -214,9 +214,7 @@ def terms(found: Read, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor, T
     correct, weights = torch.from_numpy(batch.labels), torch.from_numpy(batch.weights)
     wrong = -torch.log(-torch.expm1(along(found.kept, batch).clamp(max=-1e-6)))
     lines = (torch.where(correct, -found.kept, wrong) * weights).sum() / weights.sum()
-    divergence = F.kl_div(
-        found.next.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
-    )
+    divergence = F.kl_div(found.next.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
     return query, lines.float(), divergence
 
 
