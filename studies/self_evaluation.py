@@ -3,11 +3,11 @@
     python studies/self_evaluation.py
     python studies/self_evaluation.py --split validation --seeds 1 --thresholds 0.9 0.92 0.94 0.96
 
-bough/nano-eval writes and judges; no other model is asked. Against 16 samples, the best by its own judgement: adaptive
-inference-time compute with whole solutions only, and giving up unfinished ones; and, of 16 samples judged after a few
-tokens, only the most promising finished (paired: the same samples). The gain is from one sample to the best of 16;
-where adaptive compute's share of it is above what its first, greedy, solution reaches, further ones were well spent.
-The default threshold was chosen on validation problems.
+bough/nano-eval writes and judges; no other model is asked. Against 16 samples, the best by its own judgement:
+adaptive inference-time compute with whole solutions only, and giving up unfinished ones; and, of 16 samples judged
+after a few tokens, only the most promising finished (paired: the same samples). The gain is from one sample to the
+best of 16; where adaptive compute's share of it is above what its first, greedy, solution reaches, further ones were
+well spent. The default threshold was chosen on validation problems.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def best(score: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def compared(found: Mapping[str, list[list[Row]]], tasks: list[str]) -> list[Row]:
-    """The table of some tasks; the rows of ``found`` are per seed and problem, one task's problems after another's."""
+    """The table of some tasks; the rows of ``found`` are per seed, one task's problems after another's."""
 
     def array(name: str, field: str) -> np.ndarray:  # [problems, seeds, ...]
         return np.array([[row[field] for row in rows] for rows in found[name]], float).swapaxes(0, 1)

@@ -11,11 +11,11 @@ fresh one is better where it is right and this one is not, so
     P(starting over is better) = (1 - s) q.
 
 A self-evaluation in the paper's sense tells this at once, because it is trained on whether other samples won. A
-reward tells s, and the rest follows from the solutions drawn so far. q is estimated by (w q_0 + sum of s_i) / (w + n),
-the mean of a Beta prior that weighs as much as w solutions, updated with their probabilities to be right: a hopeless
-problem (q near 0) is given up as early as a solved one (s near 1), which sets this apart from a threshold on the score.
-q_0 is what a reward that foresees (`bough.core.Reward`; bough/nano-eval's own is one) says of the bare prompt, and 1/2
-with any other. And the n solutions and the next are exchangeable, so the next has the highest score with probability
+reward tells s, and the rest follows from the solutions drawn so far. q is estimated by (w q_0 + sum s_i) / (w + n),
+the mean of a Beta prior as heavy as w solutions, updated with their probabilities to be right: a hopeless problem (q
+near 0) is given up as early as a solved one (s near 1), which sets this apart from a threshold on the score. q_0 is
+what a reward that foresees (`bough.core.Reward`; bough/nano-eval's own is one) says of the bare prompt, and 1/2 with
+any other. And the n solutions and the next are exchangeable, so the next has the highest score with probability
 1 / (n + 1) at most, whatever the scores' distribution; where the reward cannot tell, more solutions do not help.
 Drawing goes on while
 
@@ -27,9 +27,9 @@ not foresee, s is the probability that it is right so far: what it may still com
 Temperatures rise from solution to solution, T_k = temperature * (1 - 2^-k) for k = 0, 1, 2 ...: the first is greedy,
 later ones explore more.
 
-The reward decides what "self" means: a reward model, or the generator itself where it was trained to judge as well, as
-bough/nano-eval was (`bough solve -m bough/nano-eval --strategy adaptive-itc`).
-Its scores count as probabilities, so calibrate one that is too sure or too modest (`bough.rewards.Calibrated`).
+The reward decides what "self" means: a reward model, or the generator itself where it was trained to judge as well,
+as bough/nano-eval was (`bough solve -m bough/nano-eval --strategy adaptive-itc`). Its scores count as probabilities,
+so calibrate one that is too sure or too modest (`bough.rewards.Calibrated`).
 """
 
 from __future__ import annotations

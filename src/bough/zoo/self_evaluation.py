@@ -1,23 +1,23 @@
 """bough/nano-eval: bough/nano, trained further to judge its own solutions while it goes on writing them as before.
 
-Generative self-evaluation (Manvi, Singh and Ermon 2024, arXiv:2410.02725): one model, and one token more to be read
-from its next-token distribution. Two read-outs are trained together.
+Generative self-evaluation (Manvi, Singh and Ermon 2024, arXiv:2410.02725): one model, and what it says of a solution,
+finished or not, is read from its own next-token distribution. It says two things (`bough.rewards.ForeseeingReward`).
 
-*Query*: the token QUERY is put behind a solution, finished or not, and p(GOOD) / (p(GOOD) + p(BAD)) there is the
-probability that the solution ends right. Behind the prompt alone it is the probability that a fresh solution does.
-
-*Rejection*, as bough/nano-prm: each token y_t of the solution is held against one that no text has, and the solution
-is right so far with the probability that none is rejected. As the model also generates, that token must never be
-drawn. So its logit is read with an offset,
+*Right so far*, by rejection, as bough/nano-prm: each token y_t of the solution is held against one that no text has,
+and the solution is right so far with the probability that none is rejected. As the model also generates, that token
+must never be drawn. So its logit is read with an offset,
 
     p(y_t stands) = logistic(z(y_t) - z(reject) - OFFSET),
 
-and one that rejects with odds of a hundred to one still has a share of exp(-OFFSET) * 100 in the distribution.
+and one that rejects with odds of a hundred to one has a share of exp(-OFFSET) * 100 in the distribution.
 
-The loss is the sum of the likelihood of the samples' outcomes at the query, of the lines' labels under rejection (see
-`bough.zoo.prm`), and of the divergence of the next-token distribution from bough/nano's, at all tokens of bough/nano's
-own samples. Queries stand after every line and at some places within; those of one sample share a pass: they come
-last, and each attends to what it is about and to itself.
+*Ends right if it is right so far*: the token QUERY is put behind an unfinished solution, and p(GOOD) / (p(GOOD) +
+p(BAD)) there is the answer. Behind the prompt alone that is the probability that a fresh solution is right.
+
+The loss is the sum of three terms, on bough/nano's own samples: the likelihood of the lines' labels under rejection
+(see `bough.zoo.prm`); at the queries, that of the samples' outcomes under the product of both; and the divergence of
+the next-token distribution from bough/nano's. Queries stand after every line but the last, and at some places within;
+those of one sample share a pass: they come last, and each attends to what it is about and to itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from .attend import RectangleAttend
 from .data import BUCKETS
 from .language import RECIPES
 from .marking import Marked, marked_samples
-from .prm import REJECT_ID, along, reliability
+from .prm import REJECT_ID, along, auc, reliability
 from .tokenizer import PAD_ID
 from .training import Recipe, fit, in_bf16, logits_of
 
@@ -81,6 +81,8 @@ class Batch:
         labels: whether a sample is right up to a line, ``[lines]``.
         weights: how often it occurred, ``[lines]``.
         queries: flat places of the queries, ``[Q]``.
+        begins: how many written tokens there are before each query's sample, ``[Q]``.
+        reaches: how many there are up to the place that it is about, ``[Q]``.
         outcomes: whether each query's sample ends right, ``[Q]``.
         query_weights: how often it occurred, ``[Q]``.
     """
@@ -95,6 +97,8 @@ class Batch:
     labels: np.ndarray
     weights: np.ndarray
     queries: np.ndarray
+    begins: np.ndarray
+    reaches: np.ndarray
     outcomes: np.ndarray
     query_weights: np.ndarray
 
@@ -114,7 +118,7 @@ def batches(samples: Sequence[Marked], query: int, tokens_per_batch: int, seed: 
     while True:
         for sample in rng.sample(samples, len(samples)):
             inner = range(sample.ends[0] + 1, len(sample.ids) - 1)
-            asked = sorted({*sample.ends, *rng.sample(inner, min(WITHIN, len(inner)))})
+            asked = sorted({*sample.ends[:-1], *rng.sample(inner, min(WITHIN, len(inner)))})
             needed = len(sample.ids) + len(asked)
             length = next((length for length in BUCKETS if needed <= length), None)
             if length is None:
@@ -131,20 +135,15 @@ def pad(asked: Sequence[Asked], query: int, length: int) -> Batch:
     shape = len(asked), length
     tokens, positions = np.full(shape, PAD_ID, np.int64), np.tile(np.arange(length), (len(asked), 1))
     hidden = np.tile(np.triu(np.ones((length, length), bool), 1), (len(asked), 1, 1))
-    found: dict[str, list[int]] = {
-        name: []
-        for name in (
-            "written", "last", "line", "first", "labels", "weights", "queries", "outcomes", "query_weights",
-        )
-    }  # fmt: skip
+    found: dict[str, list[int]] = {field.name: [] for field in fields(Batch)[3:]}
     for row, (sample, places) in enumerate(asked):
         count = len(sample.ids)
         tokens[row, :count] = sample.ids
-        begins = len(found["labels"])
+        line, begins = len(found["labels"]), len(found["written"])
         for before, end, label in zip(sample.ends, sample.ends[1:], sample.labels[1:], strict=False):
             found["written"] += range(row * length + before + 1, row * length + end + 1)
             found["line"] += [len(found["labels"])] * (end - before)
-            found["first"].append(begins)
+            found["first"].append(line)
             found["labels"].append(label)
             found["weights"].append(sample.count)
         found["last"].append(row * length + count - 1)
@@ -152,6 +151,8 @@ def pad(asked: Sequence[Asked], query: int, length: int) -> Batch:
             tokens[row, at], positions[row, at] = query, place + 1
             hidden[row, at, place + 1 : at] = True
             found["queries"].append(row * length + at)
+            found["begins"].append(begins)
+            found["reaches"].append(begins + place - sample.ends[0])
             found["outcomes"].append(right(sample))
             found["query_weights"].append(sample.count)
     typed = {name: np.array(values, np.int64) for name, values in found.items()}
@@ -183,12 +184,14 @@ class Read:
     Attributes:
         next: logits before each written token, and after the last one of each row, ``[N + B, V]``.
         kept: the log-probability that no token of a line is rejected, ``[lines]``, float64.
-        good: the log-odds at each query, ``[Q]``.
+        so_far: that none is up to the place of each query, ``[Q]``, float64.
+        ahead: the log-odds at each query, ``[Q]``.
     """
 
     next: Tensor
     kept: Tensor
-    good: Tensor
+    so_far: Tensor
+    ahead: Tensor
 
 
 def read(decoder: Decoder, batch: Batch, words: Words) -> Read:
@@ -200,49 +203,58 @@ def read(decoder: Decoder, batch: Batch, words: Words) -> Read:
     own = before.gather(1, torch.from_numpy(batch.tokens.ravel()[batch.written])[:, None])[:, 0]
     stands = F.logsigmoid(own - before[:, REJECT_ID] - OFFSET).double()
     kept = stands.new_zeros(len(batch.labels)).index_add(0, torch.from_numpy(batch.line), stands)
+    total = F.pad(stands.cumsum(0), (1, 0))
+    so_far = total[torch.from_numpy(batch.reaches)] - total[torch.from_numpy(batch.begins)]
     answers = logits_of(decoder, hidden[torch.from_numpy(batch.queries)])
-    return Read(logits, kept, answers[:, words.good] - answers[:, words.bad])
+    return Read(logits, kept, so_far, answers[:, words.good] - answers[:, words.bad])
 
 
 def terms(found: Read, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean losses in nats: of the outcomes at the queries, of the lines' labels, and the divergence per token.
+    """The mean losses in nats: of the lines' labels, of the outcomes at the queries, and the divergence per token.
 
-    ``teacher`` is what `Read.next` is of bough/nano.
+    ``teacher`` is what `Read.next` is of bough/nano. What is rejected is learnt from the lines' labels alone.
     """
-    outcomes, often = torch.from_numpy(batch.outcomes).float(), torch.from_numpy(batch.query_weights).float()
-    query = F.binary_cross_entropy_with_logits(found.good, outcomes, often, reduction="sum") / often.sum()
     correct, weights = torch.from_numpy(batch.labels), torch.from_numpy(batch.weights)
-    wrong = -torch.log(-torch.expm1(along(found.kept, batch).clamp(max=-1e-6)))
-    lines = (torch.where(correct, -found.kept, wrong) * weights).sum() / weights.sum()
+    lines = mean_loss(found.kept, along(found.kept, batch), correct, weights)
+    right_so_far = found.so_far.detach() + F.logsigmoid(found.ahead)
+    outcomes, often = torch.from_numpy(batch.outcomes), torch.from_numpy(batch.query_weights)
+    queries = mean_loss(right_so_far, right_so_far, outcomes, often)
     divergence = F.kl_div(found.next.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
-    return query, lines.float(), divergence
+    return lines, queries, divergence
+
+
+def mean_loss(good: Tensor, all_good: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of -good where the label is right, and of -log(1 - exp(all_good)) where it is not."""
+    wrong = -torch.log(-torch.expm1(all_good.clamp(max=-1e-6)))
+    return ((torch.where(labels, -good, wrong) * weights).sum() / weights.sum()).float()
 
 
 def loss(decoder: Decoder, teacher: Decoder, batch: Batch, words: Words) -> Tensor:
     """The sum of the terms, the divergence LANGUAGE times."""
     with torch.inference_mode():
         theirs = read(teacher, batch, words).next
-    query, lines, divergence = terms(read(decoder, batch, words), theirs.clone(), batch)
-    return query + lines + LANGUAGE * divergence
+    lines, queries, divergence = terms(read(decoder, batch, words), theirs.clone(), batch)
+    return lines + queries + LANGUAGE * divergence
 
 
 @torch.inference_mode()
 def scores(decoder: Decoder, samples: Sequence[Marked], words: Words) -> tuple[list[list[float]], list[list[float]]]:
-    """For each sample, at the prompt's end and at each line's: the query's probability, and the rejection's."""
-    asked: list[list[float]] = [[] for _ in samples]
-    kept: list[list[float]] = [[] for _ in samples]
+    """For each sample, at the prompt's end and each line's: to be right so far, and to end right, as the reward."""
+    stands: list[list[float]] = [[] for _ in samples]
+    ends_right: list[list[float]] = [[] for _ in samples]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].ids))
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
         length = max(len(samples[i].ids) + len(samples[i].ends) for i in rows)
         batch = pad([(samples[i], samples[i].ends) for i in rows], words.query, length)
         found = read(decoder, batch, words)
-        good, stands = found.good.sigmoid().tolist(), along(found.kept, batch).exp().tolist()
+        so_far, ahead = found.so_far.exp().tolist(), found.ahead.sigmoid().tolist()
         for i in rows:
-            ends = len(samples[i].ends)
-            asked[i], good = good[:ends], good[ends:]
-            kept[i], stands = [1.0, *stands[: ends - 1]], stands[ends - 1 :]
-    return asked, kept
+            last = len(samples[i].ends) - 1
+            stands[i], so_far = so_far[: last + 1], so_far[last + 1 :]
+            ends_right[i] = [s * a for s, a in zip(stands[i], [*ahead[:last], 1.0], strict=True)]
+            ahead = ahead[last + 1 :]
+    return stands, ends_right
 
 
 @torch.inference_mode()
@@ -265,6 +277,24 @@ def divergences(
     return table
 
 
+def foresight(samples: Sequence[Marked], values: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    """For each task, how well the outcome is foreseen, at the bare prompt and halfway along the lines.
+
+    The AUC over all samples, and the mean of the values beside the share that ends right.
+    """
+    table = {}
+    for task in TASKS:
+        own = [(s, v) for s, v in zip(samples, values, strict=True) if s.problem[0] == task]
+        count = np.array([sample.count for sample, _ in own])
+        outcome = np.repeat([right(sample) for sample, _ in own], count)
+        row = {"right": float(outcome.mean())}
+        for name, share in (("prompt", 0.0), ("halfway", 0.5)):
+            value = np.repeat([v[round(share * (len(v) - 1))] for _, v in own], count)
+            row |= {f"auc, {name}": auc(value[outcome], value[~outcome]), f"mean, {name}": float(value.mean())}
+        table[task] = row
+    return table
+
+
 def train_self_evaluation(
     policy: Decoder, shipped: Path, tokenizer: Tokenizer, build: Path, recipe: Recipe = RECIPE
 ) -> tuple[Decoder, list[dict[str, Any]]]:
@@ -282,10 +312,10 @@ def train_self_evaluation(
         return found
 
     def measure(model: Decoder) -> dict[str, Any]:
-        asked, kept = scores(model, samples["validation"], words)
+        stands, ends_right = scores(model, samples["validation"], words)
         return {
-            "auc, query": reliability(samples["validation"], asked),
-            "auc, rejection": reliability(samples["validation"], kept),
+            "auc": reliability(samples["validation"], stands),
+            "foreseen": foresight(samples["validation"], ends_right),
             "language": divergences(model, teacher, samples["validation"], words),
         }
 
