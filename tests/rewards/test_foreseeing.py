@@ -108,9 +108,9 @@ def test_the_read_out_is_the_models_own_distribution() -> None:
         assert run(ForeseeingReward(backend, FORMAT)([branch], Run())) == pytest.approx([expected], rel=1e-3)
 
 
-def test_without_room_for_the_query_an_unfinished_solution_ends_nowhere() -> None:
+def test_a_solution_that_fills_its_context_is_finished_and_one_too_long_for_the_model_is_refused() -> None:
     model = Model(context=6)
-    assert run(ForeseeingReward(model, FORMAT)([written(model, "abca")], Run())) == [0.0]
+    assert run(ForeseeingReward(model, FORMAT)([written(model, "abca")], Run())) == pytest.approx([so_far("abca")])
     assert model.asked == []
     with pytest.raises(InvalidInput, match="longer context"):
         run(ForeseeingReward(model, FORMAT)([written(ToyBackend(context=9), "abca")], Run()))

@@ -52,24 +52,24 @@ class ForeseeingReward(RejectionReward):
         return [one * other for one, other in zip(right, ahead, strict=True)]
 
     def _place(self, branch: Branch, run: Run) -> list[int]:
-        """What the model reads of an unfinished branch, and the query; nothing where there is no room for that."""
+        """What the model reads of an unfinished branch, and the query."""
         if self._reads_own_tokens(branch, run):
             tokens = branch.tokens
         else:
             steps = [step for step in branch.completion.split(run.task.step_stop) if step.strip()]
             tokens = self.format.prefix(self._tokenizer, self._question(branch.root), steps)
-        return self._fitting([*tokens, self._query], branch) or []
+        place = self._fitting([*tokens, self._query], branch)
+        assert place is not None, "what fills its context is finished"
+        return place
 
     async def _ahead(self, places: Sequence[list[int] | None], run: Run) -> list[float]:
-        """The answer at each place: 1 where none is needed, 0 where there is no room to go on."""
-        keys = [None if place is None else token_key(0, place) for place in places]
-        known: dict[int | None, float] = {None: 1.0, token_key(0, []): 0.0}
-        known.update((key, self._scores[key]) for key in keys if key is not None and key in self._scores)
-        unknown = {key: place for key, place in zip(keys, places, strict=True) if place and key not in known}
+        """The answer at each place; 1 where there is none to ask at."""
+        asked = {token_key(0, place): place for place in places if place is not None}
+        known = {key: self._scores[key] for key in asked if key in self._scores}
+        unknown = {key: place for key, place in asked.items() if key not in known}
         if unknown:
             logprobs = await self._next_token(list(unknown.values()), run)
-            for key, answer in zip(unknown, self.format.foresee(self._tokenizer, logprobs), strict=True):
-                assert key is not None
-                known[key] = self._scores[key] = float(answer)
+            known.update(zip(unknown, map(float, self.format.foresee(self._tokenizer, logprobs)), strict=True))
+            self._scores.update((key, known[key]) for key in unknown)
             self._forget()
-        return [known[key] for key in keys]
+        return [1.0 if place is None else known[token_key(0, place)] for place in places]

@@ -50,7 +50,7 @@ QUERY, GOOD, BAD = "#", "Y", "N"
 OFFSET = 16.0
 LANGUAGE = 3.0  # the weight of the divergence beside those of the labels
 WITHIN = 2  # queries of a sample within its lines
-RECIPE = replace(RECIPES["nano"], steps=1500, rate=((20, 1.0), (900, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
+RECIPE = replace(RECIPES["nano"], steps=1000, rate=((20, 1.0), (350, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
 
 
 @dataclass(frozen=True)
