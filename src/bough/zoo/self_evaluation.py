@@ -50,7 +50,7 @@ QUERY, GOOD, BAD = "#", "Y", "N"
 OFFSET = 16.0
 LANGUAGE = 3.0  # the weight of the divergence beside those of the labels
 WITHIN = 2  # queries of a sample within its lines
-RECIPE = replace(RECIPES["nano"], steps=1000, rate=((20, 1.0), (350, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
+RECIPE = replace(RECIPES["nano"], steps=600, rate=((20, 1.0), (200, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Words:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Words:
-        return cls(*(tokenizer.token_to_id(word) for word in (QUERY, GOOD, BAD)))
+        """Their ids in the zoo's tokenizer, which has every byte."""
+        query, good, bad = (tokenizer.encode(word, add_special_tokens=False).ids[0] for word in (QUERY, GOOD, BAD))
+        return cls(query, good, bad)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def terms(found: Read, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor, T
     ``teacher`` is what `Read.next` is of bough/nano. What is rejected is learnt from the lines' labels alone.
     """
     correct, weights = torch.from_numpy(batch.labels), torch.from_numpy(batch.weights)
-    lines = mean_loss(found.kept, along(found.kept, batch), correct, weights)
+    lines = mean_loss(found.kept, along(found.kept, batch.first), correct, weights)
     right_so_far = found.so_far.detach() + F.logsigmoid(found.ahead)
     outcomes, often = torch.from_numpy(batch.outcomes), torch.from_numpy(batch.query_weights)
     queries = mean_loss(right_so_far, right_so_far, outcomes, often)
