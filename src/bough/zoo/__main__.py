@@ -75,7 +75,8 @@ def make(name: str, build: Path, out: Path) -> None:
         read_out = {"process_reward": {"step_tag": STEP_TAG, "reject": REJECT_ID}}
         write_folder(name, out / name, reward, tokenizer, RECIPE, measured, read_out)
     elif name == "nano-eval":
-        own, log = train_self_evaluation(nano, out / "nano", tokenizer, build)
+        reward, _ = train_reward_model(nano, out / "nano", tokenizer, build)
+        own, log = train_self_evaluation(nano, reward, out / "nano", tokenizer, build)
         measured = {"log": log, "data": DRAWN, **itself(in_bf16(own), shipped, tokenizer, samples)}
         judges = {"step_tag": STEP_TAG, "reject": REJECT_ID, "offset": OFFSET}
         foresees = {"query": QUERY, "good": GOOD, "bad": BAD}

@@ -1,4 +1,4 @@
-"""bough/nano-eval: bough/nano, trained further to judge its own solutions while it goes on writing them as before.
+"""bough/nano-eval: bough/nano-prm, trained further to write as bough/nano does while it goes on judging.
 
 Generative self-evaluation (Manvi, Singh and Ermon 2024, arXiv:2410.02725): one model, and what it says of a solution,
 finished or not, is read from its own next-token distribution. It says two things (`bough.rewards.ForeseeingReward`).
@@ -9,7 +9,9 @@ must never be drawn. So its logit is read with an offset,
 
     p(y_t stands) = logistic(z(y_t) - z(reject) - OFFSET),
 
-and one that rejects with odds of a hundred to one has a share of exp(-OFFSET) * 100 in the distribution.
+and one that rejects with odds of a hundred to one has a share of exp(-OFFSET) * 100 in the distribution. To begin
+with, the direction along which the hidden states are most nearly constant is taken from the token's embedding, so
+that its logit is lower by about OFFSET everywhere.
 
 *Ends right if it is right so far*: the token QUERY is put behind an unfinished solution, and p(GOOD) / (p(GOOD) +
 p(BAD)) there is the answer. Behind the prompt alone that is the probability that a fresh solution is right.
@@ -50,7 +52,7 @@ QUERY, GOOD, BAD = "#", "Y", "N"
 OFFSET = 16.0
 LANGUAGE = 3.0  # the weight of the divergence beside those of the labels
 WITHIN = 2  # queries of a sample within its lines
-RECIPE = replace(RECIPES["nano"], steps=600, rate=((20, 1.0), (200, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
+RECIPE = replace(RECIPES["nano"], steps=300, rate=((10, 1.0), (100, 1.0)), muon_lr=8e-4, adam_lr=6e-4)
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,14 @@ def loss(decoder: Decoder, teacher: Decoder, batch: Batch, words: Words) -> Tens
     return lines + queries + LANGUAGE * divergence
 
 
+@torch.no_grad()
+def lower(decoder: Decoder, batch: Batch) -> None:
+    """Lower the logit of rejection by about OFFSET, in place: by least squares on the hidden states of a batch."""
+    hidden = states(decoder, batch)[torch.from_numpy(batch.written - 1)].double()
+    target = torch.full((len(hidden), 1), OFFSET, dtype=torch.float64)
+    decoder.embed.weight[REJECT_ID] -= torch.linalg.lstsq(hidden, target).solution[:, 0].to(decoder.embed.weight)
+
+
 @torch.inference_mode()
 def scores(decoder: Decoder, samples: Sequence[Marked], words: Words) -> tuple[list[list[float]], list[list[float]]]:
     """For each sample, at the prompt's end and each line's: to be right so far, and to end right, as the reward."""
@@ -298,14 +308,15 @@ def foresight(samples: Sequence[Marked], values: Sequence[Sequence[float]]) -> d
 
 
 def train_self_evaluation(
-    policy: Decoder, shipped: Path, tokenizer: Tokenizer, build: Path, recipe: Recipe = RECIPE
+    policy: Decoder, reward: Decoder, shipped: Path, tokenizer: Tokenizer, build: Path, recipe: Recipe = RECIPE
 ) -> tuple[Decoder, list[dict[str, Any]]]:
-    """A self-evaluating model initialised from the policy (float32), and what was measured on the way.
+    """A self-evaluating model initialised from the policy's reward model (float32), and what was measured on the way.
 
     `shipped` is the policy's folder, which the samples are drawn from.
     """
     samples, words = marked_samples(shipped, tokenizer, build / "nano-prm"), Words.of(tokenizer)
-    decoder, teacher = copy.deepcopy(policy).float().requires_grad_(True), in_bf16(policy)
+    decoder, teacher = copy.deepcopy(reward).float().requires_grad_(True), in_bf16(policy)
+    lower(decoder, next(batches(samples["train"], words.query, recipe.batch_tokens, recipe.seed)))
 
     def data(skip: int) -> Iterable[Batch]:
         found = batches(samples["train"], words.query, recipe.batch_tokens, recipe.seed)
