@@ -268,6 +268,20 @@ def test_what_is_foreseen_teaches_nothing_about_what_to_reject(tokenizer, decode
     assert divergence.item() == pytest.approx(0, abs=1e-6), "the model itself diverges from itself by nothing"
 
 
+def test_rejection_is_lowered_everywhere_before_training(tokenizer, decoder) -> None:
+    _, _, batch = asked_of(tokenizer)
+
+    def rejecting() -> torch.Tensor:
+        hidden = self_evaluation.states(decoder, batch)[torch.from_numpy(batch.written - 1)]
+        return logits_of(decoder, hidden)[:, REJECT_ID].detach()
+
+    before = rejecting()
+    self_evaluation.lower(decoder, batch)
+    lowered = before - rejecting()
+    assert lowered.mean() == pytest.approx(self_evaluation.OFFSET, rel=0.1)
+    assert lowered.std() < self_evaluation.OFFSET / 3
+
+
 def test_a_finished_solution_scores_what_is_not_rejected_and_others_less(tokenizer, decoder) -> None:
     problem = TASKS["countdown"].problem("train", 0)
     samples = marked(tokenizer, [problem], [problem.solution])
