@@ -25,7 +25,7 @@ PROBLEMS = 50  # of each task and level
 TRIED = 256  # problems of each default level that are tried many times
 TRIES = 64  # samples of each of them
 FEW = 4  # samples at the other levels
-OWN = 16  # samples of each tried problem by a model that is compared with bough/nano
+OWN = 8  # samples of each tried problem by a model that is compared with bough/nano
 
 
 def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[str, float]]]:
@@ -81,15 +81,18 @@ def reward_quality(judge: Judge, tokenizer: Tokenizer, samples: dict[str, list[l
     solution is its last step's. Best of N is averaged over TRIES / N disjoint draws.
     """
     everything: list[Marked] = []
+    values: list[list[float]] = []
     best: dict[str, dict[int, float]] = {}
     for name, completions in samples.items():
         problems = _tried(name)
         own = [marked(tokenizer, [p] * TRIES, texts) for p, texts in zip(problems, completions, strict=True)]
-        everything += [sample for some in own for sample in some]
+        flat = [sample for some in own for sample in some]
+        found = judge(flat)
+        everything, values, last = everything + flat, values + found, iter(found)
         rating = np.zeros((len(problems), TRIES))
-        for row, (some, texts) in enumerate(zip(own, completions, strict=True)):
-            last = {key: values[-1] for key, values in zip(dict.fromkeys(texts), judge(some), strict=True)}
-            rating[row] = [last[text] for text in texts]
+        for row, texts in enumerate(completions):
+            of_text = {text: next(last)[-1] for text in dict.fromkeys(texts)}
+            rating[row] = [of_text[text] for text in texts]
         right = solved(problems, completions)
         best[name] = {}
         for n in (1, 2, 4, 8, 16, 32, 64):
@@ -97,7 +100,7 @@ def reward_quality(judge: Judge, tokenizer: Tokenizer, samples: dict[str, list[l
             chosen = np.take_along_axis(right.reshape(len(problems), -1, n), drawn[..., None], -1)
             best[name][n] = float(chosen.mean())
         print(name, json.dumps(best[name]), flush=True)
-    return {"auc": reliability(everything, judge(everything)), "best of": best}
+    return {"auc": reliability(everything, values), "best of": best}
 
 
 def by_the_reward_model(reward: Decoder) -> Judge:
