@@ -89,7 +89,7 @@ def test_what_judges_itself_writes_as_well_as_nano(name: str) -> None:
     claimed = measured("bough/nano-eval")["writes"][name]
     assert abs(right.mean() - claimed["pass@1"]) < 4 * np.sqrt(0.25 / right.size)
     assert claimed["pass@1"] > claimed["pass@1, nano"] - 0.03
-    assert measured("bough/nano-eval")["language"][name]["rejection drawn"] < 1e-3
+    assert measured("bough/nano-eval")["language"][name]["rejection drawn"] < 0.01
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

@@ -66,7 +66,7 @@ class StepReject(AtStepEnd):
     Attributes:
         reject: the token that no text has.
         offset: what is added to its log-probability. A model that also generates was trained with one so large that
-            it never draws the token.
+            it hardly ever draws the token.
     """
 
     reject: str | int = "<reject>"

@@ -28,9 +28,10 @@ _ABOUT = {
         "bough/nano that judges its own solutions, finished or not, while it writes as before. Two things are read "
         "from its next-token distribution (`bough.rewards.ForeseeingReward`). Before each token of a solution, it "
         "holds that token against `<pad>`, which here means *reject*, and whose log-probability is read with an "
-        "offset so large that it is never drawn; the product over the tokens so far of what is left is the "
+        "offset so large that it is hardly ever drawn; the product over the tokens so far of what is left is the "
         "probability that the solution is right so far. And behind an unfinished solution, or the bare prompt, the "
-        "token `#` asks whether it will end right if it is right so far: `Y` against `N`."
+        "token `#` asks whether it will end right if it is right so far: `Y` against `N`. It is bough/nano-prm, "
+        "trained further on bough/nano's samples to have bough/nano's next-token distributions and to foresee."
     ),
     "nano-prm": (
         "A process reward model for bough/nano. Before each token of a solution, it holds that token against "

@@ -5,7 +5,7 @@ finished or not, is read from its own next-token distribution. It says two thing
 
 *Right so far*, by rejection, as bough/nano-prm: each token y_t of the solution is held against one that no text has,
 and the solution is right so far with the probability that none is rejected. As the model also generates, that token
-must never be drawn. So its logit is read with an offset,
+must hardly ever be drawn. So its logit is read with an offset,
 
     p(y_t stands) = logistic(z(y_t) - z(reject) - OFFSET),
 
