@@ -135,25 +135,26 @@ def compared(found: Mapping[str, list[list[Row]]], tasks: list[str]) -> list[Row
     tokens, hope, early = (array("fixed", name) for name in ("tokens", "hope", "early"))
     every = best(score, right)
     single = right.mean(-1)
-    sides = {"1 sample": (single, np.ones(single.shape), tokens.mean(-1))}
+    sides = {"1 sample": (single, np.ones(single.shape), tokens.mean(-1), 0.0)}
     for n in (2, 4, 8, FIXED):
         blocks = np.stack([best(score[..., k : k + n], right[..., k : k + n]) for k in range(0, FIXED, n)], -1)
-        sides[f"best of {n}"] = blocks.mean(-1), np.full(single.shape, n), n * tokens.mean(-1)
+        sides[f"best of {n}"] = blocks.mean(-1), np.full(single.shape, n), n * tokens.mean(-1), n
     for kept in KEPT:
         promising = np.argsort(np.argsort(-hope, -1, kind="stable"), -1) < kept
         spent = np.where(promising, tokens, early).sum(-1)
-        name = f"{kept} of {FIXED} finished"
-        sides[name] = best(np.where(promising, score, -2), right), np.full(single.shape, FIXED), spent
+        chosen = best(np.where(promising, score, -2), right)
+        sides[f"{kept} of {FIXED} finished"] = chosen, np.full(single.shape, FIXED), spent, FIXED + kept
     for name in found:
         if name != "fixed":
-            sides[name] = array(name, "right"), array(name, "samples"), array(name, "tokens")
+            correct, samples, spent, calls = (array(name, field) for field in ("right", "samples", "tokens", "calls"))
+            sides[name] = correct, samples, spent, float(calls.mean())
 
     def said(statistic: Any, *arrays: np.ndarray) -> str:
         one = interval(statistic, *arrays)
         return f"{one['estimate']:.3f} ({one['low']:.3f}, {one['high']:.3f})"
 
     table = []
-    for name, (correct, samples, spent) in sides.items():
+    for name, (correct, samples, spent, asked) in sides.items():
         table.append(
             {
                 "task": tasks[0] if len(tasks) == 1 else "all",
@@ -165,7 +166,7 @@ def compared(found: Mapping[str, list[list[Row]]], tasks: list[str]) -> list[Row
                 ),
                 "samples": round(float(samples.mean()), 2),
                 "tokens, share": said(lambda a, b: float(a.sum() / b.sum()), spent, tokens.sum(-1)),
-                "reward calls": round(float(array(name, "calls").mean()), 2) if name in found else FIXED,
+                "reward calls": round(asked, 2),
             }
         )
     return table
