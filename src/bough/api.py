@@ -51,8 +51,8 @@ _DTYPES = {
     "bfloat16": "bfloat16", "bf16": "bfloat16",
 }  # fmt: skip
 
-# The reward that comes with a model, by the beginning of the model's name.
-_DEFAULT_REWARDS = {"bough/nano": "bough/nano-prm"}
+# The reward that comes with a model, by the beginning of the model's name; the first that fits.
+_DEFAULT_REWARDS = {"bough/nano-eval": "bough/nano-eval", "bough/nano": "bough/nano-prm"}
 
 # Rewards loaded by name live as long as the model they are used with.
 _rewards: weakref.WeakKeyDictionary[Backend, dict[str, Reward]] = weakref.WeakKeyDictionary()
@@ -378,7 +378,8 @@ def reward_for(
 ) -> Reward | None:
     """The reward to use; a reward model is loaded once per model that it serves, and lives as long.
 
-    Without one given, a strategy that needs one gets the one that comes with the model, if there is any.
+    Without one given, a strategy that needs one gets the one that comes with the model, if there is any. A reward of
+    the model's own name is the model itself, which then is not loaded again, and shares what it has cached.
     """
     if reward is None and strategy.info.needs_reward:
         reward = default_reward(lm.name)
@@ -391,11 +392,21 @@ def reward_for(
         return None
     if not isinstance(reward, (str, os.PathLike)):
         return load_reward(reward)
-    cache = _rewards.setdefault(lm, {})
     name = os.fspath(reward)
+    if name == lm.name:
+        return _itself(lm)
+    cache = _rewards.setdefault(lm, {})
     if name not in cache:
         cache[name] = load_reward(reward)
     return cache[name]
+
+
+def _itself(lm: Backend) -> Reward:
+    """A model that judges what it generates, as its config.json says."""
+    from bough.models.weights import read_json
+    from bough.rewards import from_backend
+
+    return from_backend(lm, read_json(resolve(lm.name) / "config.json"))
 
 
 def default_reward(model: str) -> str | None:

@@ -95,7 +95,37 @@ def test_a_window_draws_several_at_once() -> None:
     assert answer.ledger.reward_calls == 4 and answer.score == 0.99
 
 
-@pytest.mark.parametrize("settings", [{"threshold": 0.0}, {"threshold": 1.5}, {"prune": -0.1}, {"probe_tokens": 0}])
+class Foreseeing(Fixed):
+    """The first score is the bare prompt's."""
+
+    foresees = True
+
+
+def test_a_reward_that_foresees_is_asked_what_a_fresh_solution_is_worth() -> None:
+    """From 0.04: after a score of 0, q = 2 * 0.04 / 3 < 0.05, and the problem is given up; from 1/2, q is 1/3."""
+    hopeless, _ = run(execute(whole(0.95), ToyBackend(), "ab?", reward=Foreseeing(0.04, *[0.0] * 8)))
+    assert hopeless.ledger.reward_calls == 1 + 1
+    blind, _ = run(execute(whole(0.95), ToyBackend(), "ab?", reward=Fixed(*[0.0] * 8)))
+    assert blind.ledger.reward_calls == 8
+
+
+def test_the_prior_weighs_as_many_solutions_as_it_says() -> None:
+    strategy = AdaptiveITC(prior=6.0)
+    assert strategy.fresh([1.0, 0.0], 0.25) == pytest.approx((6 * 0.25 + 1) / (6 + 2))
+    assert strategy.fresh([], 0.25) == 0.25
+
+
+def test_an_unfinished_solution_is_held_against_what_the_prompt_promised() -> None:
+    # (1 - 0.1) * 0.9 > 0.4 gives the first up; (1 - 0.1) * 0.2 does not.
+    strategy = AdaptiveITC(n=1, prune=0.4, probe_tokens=2)
+    given_up, _ = run(execute(strategy, ToyBackend(), "ab?", reward=Foreseeing(0.9, *[0.1] * 20)))
+    kept, _ = run(execute(strategy, ToyBackend(), "ab?", reward=Foreseeing(0.2, *[0.1] * 20)))
+    assert given_up.score is None and kept.score == 0.1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 0.0}, {"threshold": 1.5}, {"prune": -0.1}, {"probe_tokens": 0}, {"prior": 0.0}]
+)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(settings))):
         AdaptiveITC(**settings)  # type: ignore[arg-type]

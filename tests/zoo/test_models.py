@@ -29,10 +29,10 @@ def measured(name: str) -> dict[str, Any]:
     return record
 
 
-def test_those_of_the_main_job_take_at_most_30_megabytes_together() -> None:
-    names = ("bough/nano", "bough/nano-draft", "bough/nano-prm")
-    files = [file for name in names for file in zoo.path(name).rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) <= 30_000_000
+def test_they_are_small() -> None:
+    sizes = {name: sum(file.stat().st_size for file in zoo.path(name).rglob("*") if file.is_file()) for name in NAMES}
+    assert max(sizes.values()) <= 10_000_000
+    assert sum(sizes[name] for name in ("bough/nano", "bough/nano-draft", "bough/nano-prm")) <= 30_000_000
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,6 +79,34 @@ def test_nano_is_as_good_as_its_card_says(lm: bough.core.Backend, name: str) -> 
     claimed = measured("bough/nano")["tries"][name]["pass@1"]
     assert 0.25 < claimed < 0.65
     assert abs(right.mean() - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / right.size)  # the same problems
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_what_judges_itself_writes_as_well_as_nano(name: str) -> None:
+    problems = [get_task(name).problem("test", index) for index in range(TRIED)]
+    with bough.load("bough/nano-eval") as own:
+        right = solved(problems, [leaves.completions for leaves in bough.run(draw(own, problems, TRIES, seed=5))])
+    claimed = measured("bough/nano-eval")["writes"][name]
+    assert abs(right.mean() - claimed["pass@1"]) < 4 * np.sqrt(0.25 / right.size)
+    assert claimed["pass@1"] > claimed["pass@1, nano"] - 0.03
+    assert measured("bough/nano-eval")["language"][name]["rejection drawn"] < 0.01
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_what_judges_itself_tells_right_from_wrong(name: str) -> None:
+    quality = measured("bough/nano-eval")
+    assert quality["auc"][name]["within"] > 0.65
+    best = quality["best of"][name]
+    assert best["1"] + 0.1 < best["4"] < best["16"] + 0.02
+
+
+def test_a_model_that_judges_itself_is_not_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bough.load("bough/nano-eval") as own:
+        monkeypatch.setattr(bough.api, "load", lambda *_, **__: pytest.fail("loaded again"))
+        problem = get_task("countdown").problem("test", 0)
+        answer = bough.solve(own, problem, strategy="adaptive-itc")
+        assert answer.ledger.reward_calls > 1 and answer.score is not None
+        assert answer.ledger.reward_tokens > 0
 
 
 def test_the_draft_shares_the_tokenizer_and_is_accepted_more_often_than_not() -> None:

@@ -14,7 +14,7 @@ import transformers
 from bough.core.errors import InvalidInput
 from bough.models import Decoder, dense_attend, load_decoder, load_tokenizer
 from bough.tasks import TASKS
-from bough.zoo import path
+from bough.zoo import path, self_evaluation
 from bough.zoo.card import write_folder
 from bough.zoo.data import batches
 from bough.zoo.marking import FIRST, SAMPLES, Marked, marked, marked_samples
@@ -203,6 +203,95 @@ def test_rewards_do_not_depend_on_what_shares_the_batch(tokenizer, decoder) -> N
         assert values == pytest.approx(scores(decoder, [one])[0], rel=0.1, abs=1e-9)
 
 
+def asked_of(tokenizer, task: str = "arithmetic") -> tuple[self_evaluation.Words, Marked, self_evaluation.Batch]:
+    """A solution, and queries after its prompt, its first line and a token of its second."""
+    problem = TASKS[task].problem("train", 0)
+    (one,) = marked(tokenizer, [problem], [problem.solution])
+    words = self_evaluation.Words.of(tokenizer)
+    places = [one.ends[0], one.ends[1], one.ends[1] + 2]
+    return words, one, self_evaluation.pad([(one, places)], words.query, len(one.ids) + len(places) + 2)
+
+
+def test_a_query_sees_what_it_is_about_and_no_text_sees_a_query(tokenizer, decoder) -> None:
+    words, one, batch = asked_of(tokenizer)
+    found = self_evaluation.read(decoder, batch, words)
+    for ahead, place in zip(found.ahead, [one.ends[0], one.ends[1], one.ends[1] + 2], strict=True):
+        alone = np.array([[*one.ids[: place + 1], words.query]])
+        logits = logits_of(decoder, hidden_states(decoder, alone))[-1]
+        assert ahead.item() == pytest.approx((logits[words.good] - logits[words.bad]).item(), abs=0.05)
+    plain = logits_of(decoder, hidden_states(decoder, np.array([one.ids])))[one.ends[0] :]
+    torch.testing.assert_close(found.next, plain, atol=0.05, rtol=0.05)
+
+
+def test_self_evaluation_reads_rejection_with_the_offset_up_to_each_place(tokenizer, decoder) -> None:
+    words, one, batch = asked_of(tokenizer)
+    found = self_evaluation.read(decoder, batch, words)
+    tokens = torch.tensor(one.ids)
+    logits = logits_of(decoder, hidden_states(decoder, tokens[None].numpy()))[:-1].double()
+    margin = logits.gather(1, tokens[1:, None])[:, 0] - logits[:, REJECT_ID] - self_evaluation.OFFSET
+    so_far = torch.nn.functional.logsigmoid(margin)[one.ends[0] :].cumsum(0)
+    expected = [0.0, so_far[one.ends[1] - one.ends[0] - 1].item(), so_far[one.ends[1] + 1 - one.ends[0]].item()]
+    assert found.so_far.tolist() == pytest.approx(expected, rel=0.02, abs=0.02)
+
+
+def test_the_loss_of_self_evaluation_by_hand() -> None:
+    """One sample of two lines, the second wrong, that occurred twice; one query after the first line."""
+    log = np.log
+    kept = torch.tensor([log(0.9), log(0.3)], dtype=torch.float64)
+    found = self_evaluation.Read(
+        next=torch.tensor([[log(0.5), log(0.5)], [log(0.2), log(0.8)]]),
+        kept=kept,
+        so_far=kept[:1],
+        ahead=torch.tensor([log(0.25 / 0.75)]),
+    )
+    teacher = torch.tensor([[log(0.5), log(0.5)], [log(0.4), log(0.6)]])
+    none = np.zeros((1, 1), np.int64)
+    batch = self_evaluation.Batch(
+        tokens=none, positions=none, hidden=none, written=none, last=none, line=none,
+        first=np.array([0, 0]), labels=np.array([True, False]), weights=np.array([2, 2]),
+        queries=none, begins=none, reaches=none, outcomes=np.array([False]), query_weights=np.array([2]),
+    )  # fmt: skip
+    lines, queries, divergence = self_evaluation.terms(found, teacher, batch)
+    assert lines.item() == pytest.approx(-(log(0.9) + log(1 - 0.9 * 0.3)) / 2)
+    assert queries.item() == pytest.approx(-log(1 - 0.9 * 0.25))
+    assert divergence.item() == pytest.approx((0.4 * log(0.4 / 0.2) + 0.6 * log(0.6 / 0.8)) / 2, rel=1e-5)
+
+
+def test_what_is_foreseen_teaches_nothing_about_what_to_reject(tokenizer, decoder) -> None:
+    words, _, batch = asked_of(tokenizer)
+    found = self_evaluation.read(decoder, batch, words)
+    so_far = found.so_far.detach().requires_grad_(True)
+    read = self_evaluation.Read(found.next, found.kept, so_far, found.ahead)
+    _, queries, divergence = self_evaluation.terms(read, found.next.detach(), batch)
+    (queries + divergence).backward()
+    assert so_far.grad is None
+    assert divergence.item() == pytest.approx(0, abs=1e-6), "the model itself diverges from itself by nothing"
+
+
+def test_rejection_is_lowered_everywhere_before_training(tokenizer, decoder) -> None:
+    _, _, batch = asked_of(tokenizer)
+
+    def rejecting() -> torch.Tensor:
+        hidden = self_evaluation.states(decoder, batch)[torch.from_numpy(batch.written - 1)]
+        return logits_of(decoder, hidden)[:, REJECT_ID].detach()
+
+    before = rejecting()
+    self_evaluation.lower(decoder, batch)
+    lowered = before - rejecting()
+    assert lowered.mean() == pytest.approx(self_evaluation.OFFSET, rel=0.1)
+    assert lowered.std() < self_evaluation.OFFSET / 3
+
+
+def test_a_finished_solution_scores_what_is_not_rejected_and_others_less(tokenizer, decoder) -> None:
+    problem = TASKS["countdown"].problem("train", 0)
+    samples = marked(tokenizer, [problem], [problem.solution])
+    words = self_evaluation.Words.of(tokenizer)
+    ((stands,), (ends_right,)) = self_evaluation.scores(decoder, samples, words)
+    assert stands[0] == 1.0 and stands == sorted(stands, reverse=True)
+    assert ends_right[-1] == stands[-1]
+    assert all(0 < low < high for low, high in zip(ends_right[:-1], stands[:-1], strict=True))
+
+
 def test_auc_counts_ties_half() -> None:
     assert auc(np.array([0.9, 0.5]), np.array([0.1, 0.5])) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
     assert np.isnan(auc(np.array([]), np.array([0.5])))
@@ -241,7 +330,9 @@ def test_a_written_folder_is_the_same_model_in_transformers(tokenizer, decoder, 
 
 
 def test_an_unknown_model_is_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match="bough/giant.*bough/nano, bough/nano-draft, bough/nano-think"):
+    with pytest.raises(
+        InvalidInput, match="bough/giant.*bough/nano, bough/nano-draft, bough/nano-think, bough/nano-eval"
+    ):
         path("bough/giant")
 
 

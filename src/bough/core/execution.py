@@ -21,7 +21,9 @@ from .technique import Strategy, techniques
 class Reward(Protocol):
     """Scores branches: higher is better.
 
-    A process reward gives the probability, in [0, 1], that a partial solution is right so far.
+    A process reward gives the probability, in [0, 1], that a partial solution is right so far. One with an attribute
+    ``foresees`` that is true gives the probability that it will end right, which at the bare prompt is the
+    probability that a fresh solution is.
     """
 
     name: str
@@ -124,6 +126,11 @@ class Run:
         self.requires: frozenset[Capability] = frozenset()
 
     # What a strategy calls ---------------------------------------------------------------------------------
+
+    @property
+    def foresees(self) -> bool:
+        """Whether the reward tells how unfinished solutions, and bare prompts, will end (see `Reward`)."""
+        return bool(getattr(self._reward, "foresees", False))
 
     async def reward(self, branches: Sequence[Branch]) -> list[float]:
         """Score each branch.

@@ -6,7 +6,8 @@ from bough.core import Reward
 
 from .calibration import Calibrated, platt
 from .combine import Cached, Converted, LogLinear, Product, Threshold
-from .formats import ChatTurns, StepEnd, StepFormat, StepLabel, StepReject, StepTag
+from .foreseeing import ForeseeingReward
+from .formats import ChatTurns, StepEnd, StepForesee, StepFormat, StepLabel, StepReject, StepTag
 from .implicit import ImplicitReward
 from .loading import FORMATS, from_backend
 from .perplexity import Perplexity
@@ -26,8 +27,8 @@ NAMED: dict[str, Callable[..., Reward]] = {
 }
 
 __all__ = [
-    "Cached", "Calibrated", "ChatTurns", "Converted", "FORMATS", "ImplicitReward", "LogLinear", "NAMED",
-    "Oracle", "Perplexity", "ProcessReward", "Product", "RejectionReward", "SelfEvaluation", "StepEnd",
-    "StepFormat", "StepLabel", "StepReject", "StepTag", "Threshold", "UnitTests", "Verifier", "Vote",
-    "from_backend", "platt",
+    "Cached", "Calibrated", "ChatTurns", "Converted", "FORMATS", "ForeseeingReward", "ImplicitReward",
+    "LogLinear", "NAMED", "Oracle", "Perplexity", "ProcessReward", "Product", "RejectionReward", "SelfEvaluation",
+    "StepEnd", "StepForesee", "StepFormat", "StepLabel", "StepReject", "StepTag", "Threshold", "UnitTests",
+    "Verifier", "Vote", "from_backend", "platt",
 ]  # fmt: skip

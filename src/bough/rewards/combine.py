@@ -176,6 +176,7 @@ class Cached:
         self.reward = reward
         self.memory = memory
         self.name = reward.name
+        self.foresees = bool(getattr(reward, "foresees", False))
         self.asked = 0
         self.remembered = 0
         self._scores: WeakKeyDictionary[Backend, dict[tuple[int, str], float]] = WeakKeyDictionary()

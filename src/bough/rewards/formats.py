@@ -65,13 +65,37 @@ class StepReject(AtStepEnd):
 
     Attributes:
         reject: the token that no text has.
+        offset: what is added to its log-probability. A model that also generates was trained with one so large that
+            it hardly ever draws the token.
     """
 
     reject: str | int = "<reject>"
+    offset: float = 0.0
 
     def read(self, tokenizer: TokenizerLike, logprobs: np.ndarray) -> np.ndarray:
         """The probabilities ``[n]`` of written tokens to stand, from theirs and the rejection's ``[n, 2]``."""
-        return _logistic(logprobs[:, 0] - logprobs[:, 1])
+        return _logistic(logprobs[:, 0] - logprobs[:, 1] - self.offset)
+
+
+@dataclass(frozen=True)
+class StepForesee(StepReject):
+    """One more token, the query, says behind an unfinished solution how it will end.
+
+    See `bough.rewards.ForeseeingReward`.
+
+    Attributes:
+        query: the token after which the answer stands.
+        good: the answer that the solution will end right if it is right so far.
+        bad: that it will not.
+    """
+
+    query: str | int = "?"
+    good: str | int = "+"
+    bad: str | int = "-"
+
+    def foresee(self, tokenizer: TokenizerLike, logprobs: np.ndarray) -> np.ndarray:
+        """The probabilities ``[n]`` of the good answer, from next-token log-probabilities ``[n, V]``."""
+        return GoodBad(self.good, self.bad).read(tokenizer, logprobs)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from bough.core import Backend, InvalidInput, UnsupportedError
 
-from .formats import ChatTurns, StepEnd, StepFormat, StepLabel, StepReject, StepTag, single_token
+from .foreseeing import ForeseeingReward
+from .formats import ChatTurns, StepEnd, StepForesee, StepFormat, StepLabel, StepReject, StepTag, single_token
 from .process import ProcessReward
 from .rejection import RejectionReward
 
@@ -18,7 +19,9 @@ FORMATS: dict[str, type[Any]] = {
     "chat-turns": ChatTurns,
     "step-label": StepLabel,
     "step-reject": StepReject,
+    "step-foresee": StepForesee,
 }
+_KINDS: dict[type[Any], type[ProcessReward]] = {StepReject: RejectionReward, StepForesee: ForeseeingReward}
 
 
 def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) -> ProcessReward:
@@ -30,11 +33,12 @@ def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) 
     Args:
         backend: runs the reward model.
         config: its ``config.json``.
-        overrides: ``format`` ("step-end", "step-tag", "chat-turns", "step-label" or "step-reject", see
-            `bough.rewards.formats`) with that format's settings (``good``, ``bad``, ``label``, ``system``,
-            ``reject``, and ``step_tag`` for its ``tag``), and `ProcessReward`'s ``aggregate``, ``question``
-            and ``memory``. Without ``format``, a ``reject`` means "step-reject", a ``step_tag`` that is only
-            whitespace is one that ends a step anyway, and any other is inserted after each step.
+        overrides: ``format`` ("step-end", "step-tag", "chat-turns", "step-label", "step-reject" or "step-foresee",
+            see `bough.rewards.formats`) with that format's settings (``good``, ``bad``, ``label``, ``system``,
+            ``reject``, ``offset``, ``query``, and ``step_tag`` for its ``tag``), and `ProcessReward`'s
+            ``aggregate``, ``question`` and ``memory``. Without ``format``, a ``query`` means "step-foresee", a
+            ``reject`` alone "step-reject", a ``step_tag`` that is only whitespace is one that ends a step anyway,
+            and any other is inserted after each step.
 
     Raises:
         UnsupportedError: the checkpoint does not say how it is asked, and neither do the overrides.
@@ -51,9 +55,9 @@ def from_backend(backend: Backend, config: Mapping[str, Any], **overrides: Any) 
     if unknown := sorted(set(settings) - known):
         raise InvalidInput(f"format {name!r} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     format: StepFormat = FORMATS[name](**settings)
-    reward = (RejectionReward if isinstance(format, StepReject) else ProcessReward)(backend, format, **options)
+    reward = _KINDS.get(type(format), ProcessReward)(backend, format, **options)
     # What the format needs of the tokenizer had better be missed now than after the first step.
-    texts = [getattr(format, name, None) for name in ("tag", "good", "bad", "reject")]
+    texts = [getattr(format, name, None) for name in ("tag", "good", "bad", "reject", "query")]
     for text in texts:
         if text is not None:
             assert backend.tokenizer is not None
@@ -65,6 +69,8 @@ def _format_name(backend: Backend, config: Mapping[str, Any], settings: Mapping[
     architecture = next(iter(config.get("architectures") or ()), "")
     if architecture.endswith(("ForTokenClassification", "ForProcessRewardModel")):
         return "step-label"
+    if "query" in settings:
+        return "step-foresee"
     if "reject" in settings:
         return "step-reject"
     tag = settings.get("tag")

@@ -106,14 +106,18 @@ class ProcessReward:
             del self._scores[next(iter(self._scores))]
 
     async def _ask(self, prefixes: Sequence[list[int]], run: Run) -> list[float]:
+        logprobs = await self._next_token(prefixes, run)
+        return [float(score) for score in self.format.read(self._tokenizer, logprobs)]
+
+    async def _next_token(self, prefixes: Sequence[list[int]], run: Run) -> np.ndarray:
+        """Log-probabilities ``[n, V]`` after each prefix."""
         # A run of its own, so that the reward's work is charged to reward_tokens and not to the model's.
         meter = Run()
         roots = [Branch(self.backend, None, tokens, token_key(0, tokens), run=meter) for tokens in prefixes]
         try:
-            logprobs = await self.backend.submit_next_token(roots)
+            return await self.backend.submit_next_token(roots)
         finally:
             run.ledger.reward_tokens += meter.ledger.computed_tokens
-        return [float(score) for score in self.format.read(self._tokenizer, logprobs)]
 
     # What the model reads ----------------------------------------------------------------------------------
 

@@ -11,26 +11,30 @@ fresh one is better where it is right and this one is not, so
     P(starting over is better) = (1 - s) q.
 
 A self-evaluation in the paper's sense tells this at once, because it is trained on whether other samples won. A
-process reward tells s, and the rest follows from the solutions drawn so far. q is estimated by (1 + sum of s_i) / (2
-+ n), the mean of a Beta(1, 1) prior updated with their probabilities to be right: a hopeless problem (q near 0) is
-given up as early as a solved one (s near 1), which sets this apart from a threshold on the score. And the n solutions
-and the next are exchangeable, so the next has the highest score with probability 1 / (n + 1) at most, whatever the
-scores' distribution; where the reward cannot tell, more solutions do not help. Drawing goes on while
+reward tells s, and the rest follows from the solutions drawn so far. q is estimated by (w q_0 + sum s_i) / (w + n),
+the mean of a Beta prior as heavy as w solutions, updated with their probabilities to be right: a hopeless problem (q
+near 0) is given up as early as a solved one (s near 1), which sets this apart from a threshold on the score. q_0 is
+what a reward that foresees (`bough.core.Reward`; bough/nano-eval's own is one) says of the bare prompt, and 1/2 with
+any other. And the n solutions and the next are exchangeable, so the next has the highest score with probability
+1 / (n + 1) at most, whatever the scores' distribution; where the reward cannot tell, more solutions do not help.
+Drawing goes on while
 
     (1 - max s_i) min(q, 1 / (n + 1)) > 1 - threshold.
 
-Unfinished solutions: s falls along the way, so an unfinished solution's s is what it may still come to. It is given
-up where (1 - s) q > prune, with q from the solutions before it.
+An unfinished solution is given up where (1 - s) q > prune, with q from the solutions before it. Where the reward does
+not foresee, s is the probability that it is right so far: what it may still come to.
 
 Temperatures rise from solution to solution, T_k = temperature * (1 - 2^-k) for k = 0, 1, 2 ...: the first is greedy,
 later ones explore more.
 
-The reward decides what "self" means: a reward model, or the generator itself where it was trained to judge as well.
-Its scores count as probabilities, so calibrate one that is too sure or too modest (`bough.rewards.Calibrated`).
+The reward decides what "self" means: a reward model, or the generator itself where it was trained to judge as well,
+as bough/nano-eval was (`bough solve -m bough/nano-eval --strategy adaptive-itc`). Its scores count as probabilities,
+so calibrate one that is too sure or too modest (`bough.rewards.Calibrated`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,6 +56,7 @@ class AdaptiveITC(WholeSearch):
         probe_tokens: unfinished solutions are judged after so many tokens each.
         anneal: whether temperatures rise from 0 to `temperature`, from solution to solution.
         parallel: solutions drawn at the same time. More takes fewer passes one after the other, and more tokens.
+        prior: how many solutions the probability that a fresh one is right weighs as much as before any is drawn.
     """
 
     threshold: float = 0.95
@@ -59,6 +64,7 @@ class AdaptiveITC(WholeSearch):
     probe_tokens: int = 16
     anneal: bool = True
     parallel: int = 1
+    prior: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,14 +72,18 @@ class AdaptiveITC(WholeSearch):
         for name in ("threshold", "prune"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidInput(f"{name}={getattr(self, name)} must be a probability above 0; 1 never acts on it")
+        if not 0 < self.prior < math.inf:
+            raise InvalidInput(f"prior={self.prior} must be a finite number of solutions above 0")
 
     async def __call__(self, prompt: Branch, run: Run) -> Branch | None:
         scores: list[float] = []
         given_up: list[tuple[float, Branch]] = []
+        expected = (await run.reward([prompt]))[0] if run.foresees else 0.5
+        require_probabilities([expected], self.info.name)
         try:
-            while len(scores) < self.n and not self.enough(run.best_score or 0.0, scores):
+            while len(scores) < self.n and not self.enough(run.best_score or 0.0, scores, expected):
                 indices = range(len(scores), min(self.n, len(scores) + self.parallel))
-                fresh = self.fresh(scores)
+                fresh = self.fresh(scores, expected)
                 made = await settle(self._attempt(prompt, run, index, fresh) for index in indices)
                 scores += [score for score, _ in made]
                 given_up += [(score, leaf) for score, leaf in made if not run.is_solution(leaf)]
@@ -82,15 +92,14 @@ class AdaptiveITC(WholeSearch):
                 run.propose(max(given_up, key=lambda pair: pair[0])[1])
         return run.best
 
-    def enough(self, best: float, scores: Sequence[float]) -> bool:
+    def enough(self, best: float, scores: Sequence[float], expected: float = 0.5) -> bool:
         """Whether another solution is unlikely to be better than the best, given those of all so far."""
-        better = (1 - best) * min(self.fresh(scores), 1 / (len(scores) + 1))
+        better = (1 - best) * min(self.fresh(scores, expected), 1 / (len(scores) + 1))
         return bool(scores) and better <= 1 - self.threshold
 
-    @staticmethod
-    def fresh(scores: Sequence[float]) -> float:
-        """The probability that a fresh solution is right, from those of the solutions so far."""
-        return (1 + sum(scores)) / (2 + len(scores))
+    def fresh(self, scores: Sequence[float], expected: float = 0.5) -> float:
+        """The probability that a fresh solution is right, expected at first, and then from those drawn so far."""
+        return (self.prior * expected + sum(scores)) / (self.prior + len(scores))
 
     async def _attempt(self, prompt: Branch, run: Run, index: int, fresh: float) -> tuple[float, Branch]:
         """Draw a solution in pieces, judged in between; the probability that it is right, as far as it went."""

@@ -10,6 +10,7 @@ MODELS = {
     "bough/nano": "4.9 M parameters; solves bough's four tasks in steps, and errs often enough to be worth helping",
     "bough/nano-draft": "1 M parameters, with nano's tokenizer and data; drafts tokens for it",
     "bough/nano-think": "nano, trained to think aloud before it answers; with a probe for ending its thoughts",
+    "bough/nano-eval": "bough/nano trained to judge its own solutions, finished or not, and to write as before",
     "bough/nano-prm": "a process reward model for bough/nano: how likely each step leaves the solution right",
 }
 

@@ -1,8 +1,8 @@
 """Trains the embedded models and replaces the folders that ship with bough.
 
     python -m bough.zoo                     # all of them: one to two hours on two cores with bf16 matmuls
-    python -m bough.zoo nano-prm            # one of them; nano-prm and nano-draft need nano's training state, and
-                                            # nano-think needs nano-prm's as well
+    python -m bough.zoo nano-prm            # one of them; the others need nano's training state, and nano-eval and
+                                            # nano-think nano-prm's as well
 
 A run goes on where it was interrupted: its state is kept under build/zoo, which may be deleted afterwards.
 """
@@ -21,13 +21,19 @@ from .card import write_folder
 from .data import MIXES
 from .language import RECIPES, make_tokenizer, train_language_model
 from .marking import PROBLEMS, SAMPLES, STEP_TAG
-from .measure import TRIED, agreement, by_level, by_tries, many_samples, reward_quality
+from .measure import TRIED, agreement, by_level, by_the_reward_model, by_tries, itself, many_samples, reward_quality
 from .prm import RECIPE, REJECT_ID, train_reward_model
+from .self_evaluation import BAD, GOOD, OFFSET, QUERY, train_self_evaluation
+from .self_evaluation import RECIPE as SELF_EVALUATION
 from .thinking import ATTEMPTS, CUT, accuracy_after, train_probe, train_thinking_model
 from .thinking import RECIPE as THINKING
 from .training import in_bf16
 
-NAMES = ("nano", "nano-prm", "nano-draft", "nano-think")
+NAMES = ("nano", "nano-prm", "nano-eval", "nano-draft", "nano-think")
+DRAWN = {
+    "problems": f"{PROBLEMS['train']:,}",
+    "samples": ", ".join(f"{n} at temperature {temperature:g}" for temperature, n in SAMPLES.items()),
+}
 
 
 def main() -> None:
@@ -66,11 +72,21 @@ def make(name: str, build: Path, out: Path) -> None:
         write_folder(name, out / name, nano, tokenizer, RECIPES[name], measured, {})
     elif name == "nano-prm":
         reward, log = train_reward_model(nano, out / "nano", tokenizer, build)
-        drawn = ", ".join(f"{n} at temperature {temperature:g}" for temperature, n in SAMPLES.items())
-        data = {"problems": f"{PROBLEMS['train']:,}", "samples": drawn}
-        measured = {"log": log, "data": data, **reward_quality(in_bf16(reward), tokenizer, samples)}
+        measured = {
+            "log": log,
+            "data": DRAWN,
+            **reward_quality(by_the_reward_model(in_bf16(reward)), tokenizer, samples),
+        }
         read_out = {"process_reward": {"step_tag": STEP_TAG, "reject": REJECT_ID}}
         write_folder(name, out / name, reward, tokenizer, RECIPE, measured, read_out)
+    elif name == "nano-eval":
+        reward, _ = train_reward_model(nano, out / "nano", tokenizer, build)
+        own, log = train_self_evaluation(nano, reward, out / "nano", tokenizer, build)
+        measured = {"log": log, "data": DRAWN, **itself(in_bf16(own), shipped, tokenizer, samples)}
+        judges = {"step_tag": STEP_TAG, "reject": REJECT_ID, "offset": OFFSET}
+        foresees = {"query": QUERY, "good": GOOD, "bad": BAD}
+        read_out = {"process_reward": {**judges, **foresees}}
+        write_folder(name, out / name, own, tokenizer, SELF_EVALUATION, measured, read_out)
     elif name == "nano-think":
         judge, _ = train_reward_model(nano, out / "nano", tokenizer, build)
         thinker, grown, log = train_thinking_model(judge, out / "nano", tokenizer, build)

@@ -30,7 +30,9 @@ class RectangleAttend:
             return x.view(rows, length, -1, dim).transpose(1, 2).reshape(rows * kv_heads, -1, dim)
 
         q, k, v = per_head(q), per_head(k), per_head(v)
-        mask = self.mask.to(q.dtype).repeat(heads // kv_heads, 1)
+        mask = self.mask.to(q.dtype).tile(heads // kv_heads, 1)
+        if mask.dim() == 3:  # each row has its own
+            mask = mask.repeat_interleave(kv_heads, 0)
         weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=spec.scale).softmax(-1).to(v.dtype)
         out = torch.bmm(weights, v).view(rows, heads, length, dim)
         return out.transpose(1, 2).reshape(rows * length, heads, dim)

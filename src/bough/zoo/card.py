@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from bough.models import Decoder, save_decoder
 from bough.tasks import TASKS
 
-from .measure import TRIED, TRIES
+from .measure import OWN, TRIED, TRIES
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, save_tokenizer
 from .training import CONTEXT, Recipe, in_bf16
 
@@ -24,6 +24,15 @@ _ABOUT = {
         "a right solution is nearly always among many samples, and wrong often enough that finding it takes work."
     ),
     "nano-draft": "A smaller model with the tokenizer and the data of bough/nano, for drafting tokens.",
+    "nano-eval": (
+        "bough/nano that judges its own solutions, finished or not, while it writes as before. Two things are read "
+        "from its next-token distribution (`bough.rewards.ForeseeingReward`). Before each token of a solution, it "
+        "holds that token against `<pad>`, which here means *reject*, and whose log-probability is read with an "
+        "offset so large that it is hardly ever drawn; the product over the tokens so far of what is left is the "
+        "probability that the solution is right so far. And behind an unfinished solution, or the bare prompt, the "
+        "token `#` asks whether it will end right if it is right so far: `Y` against `N`. It is bough/nano-prm, "
+        "trained further on bough/nano's samples to have bough/nano's next-token distributions and to foresee."
+    ),
     "nano-prm": (
         "A process reward model for bough/nano. Before each token of a solution, it holds that token against "
         "`<pad>`, which no text has and which here means *reject*; the product over the tokens so far of p(token) / "
@@ -55,11 +64,17 @@ _DATA = {
         "after fewer attempts ({cut}), and nothing is learnt from where they are."
     ),
 }
+_DATA["nano-eval"] = _DATA["nano-prm"]
 _AUCS = {"overall": "overall", "within": "within a problem", "first error": "first error"}
 _LIMITS = {
     "nano": (
         "It knows nothing but these tasks, in exactly their format; any other text gives nonsense. Numbers beyond "
         "the generators' ranges, levels that it was trained on least, and long chains fail."
+    ),
+    "nano-eval": (
+        "It writes and judges what bough/nano may write for these tasks, and nothing else. Searches that optimise "
+        "hard against its judgement find its mistakes: where best-of-N falls as N grows, in the table above, do not "
+        "search with it."
     ),
     "nano-prm": (
         "It judges only what bough/nano may write for these tasks. It says whether the steps so far are right, not "
@@ -96,8 +111,7 @@ def write_folder(
 def write_card(name: str, folder: Path) -> None:
     """README.md from the folder's measurements.json."""
     measured = json.loads((folder / "measurements.json").read_text())
-    kind = name if name in _DATA else "nano"
-    tables = {"nano-prm": _reward_tables, "nano-think": _thinking_tables}.get(name, _accuracy_tables)
+    kind = name if name in _LIMITS else "nano"
     recipe, last = measured["recipe"], measured["log"][-1]
     lines = [
         "---",
@@ -128,7 +142,7 @@ def write_card(name: str, folder: Path) -> None:
         "",
         "## Measured on test problems",
         "",
-        *tables(measured),
+        *_tables(name, measured),
         "",
         "## Limits",
         "",
@@ -136,6 +150,14 @@ def write_card(name: str, folder: Path) -> None:
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines))
+
+
+def _tables(name: str, measured: Mapping[str, Any]) -> list[str]:
+    if name == "nano-think":
+        return _thinking_tables(measured)
+    if "auc" not in measured:
+        return _accuracy_tables(measured)
+    return _reward_tables(measured) + (_self_evaluation_tables(measured) if "writes" in measured else [])
 
 
 def _accuracy_tables(measured: Mapping[str, Any]) -> list[str]:
@@ -200,6 +222,35 @@ def _reward_tables(measured: Mapping[str, Any]) -> list[str]:
     lines += ["| task | " + " | ".join(f"N={n}" for n in counts) + " |", "|---" * (len(counts) + 1) + "|"]
     for task, row in measured["best of"].items():
         lines.append(f"| {task} | " + " | ".join(f"{row[n]:.1%}" for n in counts) + " |")
+    return lines
+
+
+def _self_evaluation_tables(measured: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"Share right of what it writes, and of what bough/nano writes, on these problems, sampled at temperature 1 "
+        f"({OWN} samples, and {TRIES} of bough/nano) and greedy; its divergence from bough/nano in nats a token; and "
+        "the largest share that rejecting has in any next-token distribution.",
+        "",
+        "| task | sampled | bough/nano | greedy | bough/nano | divergence | rejecting |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, row in measured["writes"].items():
+        language = measured["language"][task]
+        shares = " | ".join(f"{row[key]:.1%}" for key in ("pass@1", "pass@1, nano", "greedy", "greedy, nano"))
+        lines.append(f"| {task} | {shares} | {language['divergence']:.4f} | {language['rejection drawn']:.0e} |")
+    lines += [
+        "",
+        "How well it foresees the end, at the bare prompt and halfway along the lines: AUC over all samples, and the "
+        "mean of what it says beside the share that is right.",
+        "",
+        "| task | AUC, prompt | AUC, halfway | says, prompt | says, halfway | right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, row in measured["foreseen"].items():
+        aucs = " | ".join(f"{row[f'auc, {place}']:.3f}" for place in ("prompt", "halfway"))
+        means = " | ".join(f"{row[key]:.1%}" for key in ("mean, prompt", "mean, halfway", "right"))
+        lines.append(f"| {task} | {aucs} | {means} |")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from bough.tasks import TASKS, Problem
 from .marking import Marked, marked
 from .prm import pad, reliability, scores
 from .sampling import sample_problems, solved
+from .self_evaluation import Words, divergences, foresight
+from .self_evaluation import scores as own_scores
 from .training import hidden_states, logits_of
 
 PROBLEMS = 50  # of each task and level
 TRIED = 256  # problems of each default level that are tried many times
 TRIES = 64  # samples of each of them
 FEW = 4  # samples at the other levels
+OWN = 8  # samples of each tried problem by a model that is compared with bough/nano
 
 
 def by_level(model: Decoder, tokenizer: Tokenizer) -> dict[str, dict[int, dict[str, float]]]:
@@ -67,21 +71,28 @@ def by_tries(samples: dict[str, list[list[str]]]) -> dict[str, dict[str, float]]
     return table
 
 
-def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, list[list[str]]]) -> dict[str, Any]:
-    """AUCs of the reward model on the samples of test problems, and how often the best-rated of N is right.
+Judge = Callable[[Sequence[Marked]], list[list[float]]]
 
-    The rating of a solution is its last step's reward. Best of N is averaged over TRIES / N disjoint draws.
+
+def reward_quality(judge: Judge, tokenizer: Tokenizer, samples: dict[str, list[list[str]]]) -> dict[str, Any]:
+    """AUCs of a judge's scores on the samples of test problems, and how often the best-rated of N is right.
+
+    The judge gives each sample a score at each of its line ends, as `bough.zoo.prm.scores` does. The rating of a
+    solution is its last step's. Best of N is averaged over TRIES / N disjoint draws.
     """
     everything: list[Marked] = []
+    values: list[list[float]] = []
     best: dict[str, dict[int, float]] = {}
     for name, completions in samples.items():
         problems = _tried(name)
         own = [marked(tokenizer, [p] * TRIES, texts) for p, texts in zip(problems, completions, strict=True)]
-        everything += [sample for some in own for sample in some]
+        flat = [sample for some in own for sample in some]
+        found = judge(flat)
+        everything, values, last = everything + flat, values + found, iter(found)
         rating = np.zeros((len(problems), TRIES))
-        for row, (some, texts) in enumerate(zip(own, completions, strict=True)):
-            last = {key: values[-1] for key, values in zip(dict.fromkeys(texts), scores(reward, some), strict=True)}
-            rating[row] = [last[text] for text in texts]
+        for row, texts in enumerate(completions):
+            of_text = {text: next(last)[-1] for text in dict.fromkeys(texts)}
+            rating[row] = [of_text[text] for text in texts]
         right = solved(problems, completions)
         best[name] = {}
         for n in (1, 2, 4, 8, 16, 32, 64):
@@ -89,7 +100,44 @@ def reward_quality(reward: Decoder, tokenizer: Tokenizer, samples: dict[str, lis
             chosen = np.take_along_axis(right.reshape(len(problems), -1, n), drawn[..., None], -1)
             best[name][n] = float(chosen.mean())
         print(name, json.dumps(best[name]), flush=True)
-    return {"auc": reliability(everything, scores(reward, everything)), "best of": best}
+    return {"auc": reliability(everything, values), "best of": best}
+
+
+def by_the_reward_model(reward: Decoder) -> Judge:
+    """What bough/nano-prm says."""
+    return lambda samples: scores(reward, samples)
+
+
+def itself(
+    model: Decoder, nano: Decoder, tokenizer: Tokenizer, samples: dict[str, list[list[str]]]
+) -> dict[str, Any]:
+    """How a model that judges itself judges bough/nano's samples, and how it writes, beside bough/nano."""
+    words = Words.of(tokenizer)
+    quality = reward_quality(lambda some: own_scores(model, some, words)[0], tokenizer, samples)
+    first = [
+        sample
+        for name, completions in samples.items()
+        for problem, texts in zip(_tried(name), completions, strict=True)
+        for sample in marked(tokenizer, [problem] * FEW, texts[:FEW])
+    ]
+    table: dict[str, dict[str, float]] = {}
+    for name, completions in samples.items():
+        problems = _tried(name)
+        row = {"pass@1, nano": float(solved(problems, completions).mean())}
+        for label, n, temperature in (("pass@1", OWN, 1.0), ("greedy", 1, 0.0)):
+            drawn = sample_problems(model, tokenizer, problems, n, temperature, seed=1)
+            row[label] = float(solved(problems, drawn).mean())
+        row["greedy, nano"] = float(
+            solved(problems, sample_problems(nano, tokenizer, problems, 1, 0.0, seed=1)).mean()
+        )
+        print(name, json.dumps(row), flush=True)
+        table[name] = row
+    return {
+        **quality,
+        "foreseen": foresight(first, own_scores(model, first, words)[1]),
+        "language": divergences(model, nano, first, words),
+        "writes": table,
+    }
 
 
 @torch.inference_mode()

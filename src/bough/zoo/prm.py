@@ -119,18 +119,17 @@ def log_kept(decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
     return lines, own - logits.logsumexp(-1)
 
 
-def along(lines: Tensor, batch: Batch) -> Tensor:
+def along(lines: Tensor, first: np.ndarray) -> Tensor:
     """The sums of the lines' values from the first of their sample on, ``[lines]``."""
     total = lines.cumsum(0)
-    first = torch.from_numpy(batch.first)
-    return total - (total - lines)[first]
+    return total - (total - lines)[torch.from_numpy(first)]
 
 
 def loss(decoder: Decoder, batch: Batch) -> Tensor:
     """The mean cross-entropy of the labels, in nats, and LANGUAGE times that of the right lines' tokens."""
     lines, next_token = log_kept(decoder, batch)
     right, weights = torch.from_numpy(batch.labels), torch.from_numpy(batch.weights)
-    wrong = -torch.log(-torch.expm1(along(lines, batch).clamp(max=-1e-6)))
+    wrong = -torch.log(-torch.expm1(along(lines, batch.first).clamp(max=-1e-6)))
     labels = (torch.where(right, -lines, wrong) * weights).sum() / weights.sum()
     return labels.float() - LANGUAGE * next_token[right[torch.from_numpy(batch.line)]].mean()
 
@@ -143,7 +142,7 @@ def scores(decoder: Decoder, samples: Sequence[Marked]) -> list[list[float]]:
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
         batch = pad([samples[i] for i in rows], len(samples[rows[-1]].ids))
-        values = along(log_kept(decoder, batch)[0], batch).exp().tolist() if len(batch.labels) else []
+        values = along(log_kept(decoder, batch)[0], batch.first).exp().tolist() if len(batch.labels) else []
         for i in rows:
             lines = len(samples[i].ends) - 1
             found[i], values = [1.0, *values[:lines]], values[lines:]
