@@ -16,6 +16,7 @@ not stop by itself before all attempts are made.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -201,6 +202,7 @@ def accuracy_after(
         for shown in attempts:
             texts = answers_after(decoder, tokenizer, problems, FORMAT, shown if shown < ATTEMPTS else None, seed=0)
             table[task.name][shown] = float(solved(problems, [[text] for text in texts]).mean())
+        print(task.name, json.dumps(table[task.name]), flush=True)
     return table
 
 
