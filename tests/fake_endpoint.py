@@ -155,7 +155,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/models":
             self.refuse(404, "no such path")
             return
-        self.answer({"data": [{"id": name, "max_model_len": self.fake.context} for name in self.fake.models]})
+        # What is made of another model names it before a plus.
+        parents = {name: name.partition("+")[0] if "+" in name else None for name in self.fake.models}
+        size = self.fake.context
+        self.answer({"data": [{"id": n, "parent": p, "max_model_len": size} for n, p in parents.items()]})
 
     def do_POST(self) -> None:  # noqa: N802
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

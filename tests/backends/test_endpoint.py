@@ -514,3 +514,10 @@ def test_the_toy_says_it_needs_to_go_on(to: Connect) -> None:
     backend = ToyBackend()
     bough.solve(backend, "ab?", strategy=ParticleFilter(n=2), reward=ToyReward())
     assert Capability.CONTINUE in backend.used
+
+
+def test_what_is_made_of_another_model_is_not_taken_by_default(to: Connect) -> None:
+    with fake_server(models=("owner/one", "owner/one+search")) as fake:
+        assert to(fake).name == "owner/one"
+        assert to(fake, model="one").name == "owner/one"
+        assert to(fake, model="owner/one+search").name == "owner/one+search"

@@ -182,9 +182,10 @@ class Caller:
 def without_begin(text: str, pieces: list[Piece]) -> list[Piece]:
     """The pieces of an echoed text without the begin-of-text token that some servers report."""
     spelled = b"".join(piece.spelling for piece in pieces)
-    if pieces and math.isnan(pieces[0].logprob) and not spelled.startswith(text.encode()):
-        return pieces[1:]
-    return pieces
+    if not pieces or not math.isnan(pieces[0].logprob):
+        return pieces
+    textless = not pieces[0].spelling  # and told by its id
+    return pieces[1:] if textless or not spelled.startswith(text.encode()) else pieces
 
 
 def _prompt_piece(entry: object) -> Piece:

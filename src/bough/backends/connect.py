@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -161,18 +161,31 @@ async def _model(client: Client, wanted: str | None) -> tuple[str, int | None]:
                 f"{client.url} does not list its models; give model=, or the address with #name"
             ) from None
         return wanted, None
-    if wanted is None and len(served) != 1:
-        raise InvalidInput(
-            f"{client.url} serves {len(served)} models: give model=, or the address with #name, of {_names(served)}"
-        )
-    if wanted is not None and wanted not in served:
-        raise InvalidInput(f"{client.url} does not serve {wanted!r}; it has {_names(served)}")
-    name = wanted if wanted is not None else next(iter(served))
+    name = _chosen(served, wanted, client.url)
     entry = served[name]
     meta = entry.get("meta")
     slot = meta.get("n_ctx") if isinstance(meta, dict) else None
     sizes = [entry.get("max_model_len"), entry.get("context_length"), entry.get("context_window"), slot]
     return name, next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def _chosen(served: Mapping[str, Mapping[str, Any]], wanted: str | None, url: str) -> str:
+    """The name of the model that is wanted, which may leave out its owner; by default, the only one of its own.
+
+    What is made of another model (an adapter in vLLM, a search in bough's own server) names that as its parent.
+    """
+    if wanted in served:
+        assert wanted is not None
+        return wanted
+    own = [name for name, entry in served.items() if not entry.get("parent")]
+    fitting = own if wanted is None else [name for name in served if name.rsplit("/", 1)[-1] == wanted]
+    if len(fitting) == 1:
+        return fitting[0]
+    if wanted is None:
+        raise InvalidInput(
+            f"{url} serves {len(served)} models: give model=, or the address with #name, of {_names(served)}"
+        )
+    raise InvalidInput(f"{url} does not serve {wanted!r}; it has {_names(served)}")
 
 
 async def _served(client: Client) -> dict[str, dict[str, Any]]:
@@ -194,7 +207,7 @@ async def _served(client: Client) -> dict[str, dict[str, Any]]:
     return {entry["id"]: entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("id"), str)}
 
 
-def _names(served: Sequence[str] | dict[str, Any], most: int = 20) -> str:
+def _names(served: Iterable[str], most: int = 20) -> str:
     names = sorted(served)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more

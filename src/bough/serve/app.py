@@ -221,9 +221,11 @@ class Server:
         return Response("".join(line + "\n" for line in trace.lines()), media_type="application/jsonl")
 
     def _card(self, name: str) -> dict[str, Any]:
+        # A search is no model of its own: clients that look for one take its parent.
+        parent = None if self.service.check_model(name) is None else self.service.name
         return {
             "id": name, "object": "model", "created": self.service.created, "owned_by": "bough",
-            "max_model_len": self.service.lm.context,
+            "root": self.service.name, "parent": parent, "max_model_len": self.service.lm.context,
         }  # fmt: skip
 
     async def _health(self, request: Request) -> Response:
