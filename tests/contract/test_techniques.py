@@ -105,7 +105,7 @@ def test_it_answers_with_what_it_generated_below_the_prompt(strategy: Strategy, 
     answer, _ = run(execute(strategy, backend))
     assert answer.stopped_by is None
     assert answer.branch is not None and answer.branch.root.text == "ab?"
-    assert answer.text == answer.branch.answer != ""
+    assert answer.text == answer.branch.answer and answer.branch.completion != ""
     assert answer.score is not None or not strategy.info.needs_reward
     assert answer.score is None or math.isfinite(answer.score)
     drawn = sum(int(np.isfinite(node.logprobs).sum()) for node in answer.branch.path)

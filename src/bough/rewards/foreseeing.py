@@ -56,7 +56,7 @@ class ForeseeingReward(RejectionReward):
         if self._reads_own_tokens(branch, run):
             tokens = branch.tokens
         else:
-            steps = [step for step in branch.completion.split(run.task.step_stop) if step.strip()]
+            steps = [step for step in branch.answer.split(run.task.step_stop) if step.strip()]
             tokens = self.format.prefix(self._tokenizer, self._question(branch.root), steps)
         place = self._fitting([*tokens, self._query], branch)
         assert place is not None, "what fills its context is finished"

@@ -140,7 +140,8 @@ class ProcessReward:
 
     def _reads_own_tokens(self, branch: Branch, run: Run) -> bool:
         same_stop = isinstance(self.format, AtStepEnd) and self.format.tag == run.task.step_stop
-        return same_stop and branch.backend.thinking is None and self._shares_tokens(branch.backend)
+        thought = branch.backend.thinking is not None and branch.answer != branch.completion
+        return same_stop and not thought and self._shares_tokens(branch.backend)
 
     def _own_tokens(self, tokens: list[int], start: int, tag: int) -> list[list[int]]:
         """The prefixes of a generated sequence that end in the tag, one per step."""
