@@ -18,6 +18,11 @@ threshold t leaves this problem prematurely only if M > t. With the M of n probl
 smallest, k = ceil((1 - risk)(n + 1)), a fresh problem of the same kind is left prematurely with probability at most
 `risk`, whatever the probe is worth, since the rank of its M among n + 1 exchangeable ones is uniform. So at most that
 share of right answers is lost. With n < 1 / risk - 1, no threshold is large enough: the model is never cut.
+
+For a model of one's own, with some hundred problems and a judge of answers (or none):
+
+    probe = bough.run(train([Case(lm.branch(prompt), task, right) for prompt, right in problems]))
+    probe.save(Path("lynx.safetensors"))        # in the checkpoint's folder, or Lynx(probe="lynx.safetensors")
 """
 
 from __future__ import annotations
