@@ -15,7 +15,7 @@ from bough.core import Capability, UnsupportedError
 from bough.search import AStar, SelfConsistency
 from servers import free_port, need, serving
 
-need("transformers", "fastapi", "uvicorn", "openai")
+need("transformers", "accelerate", "fastapi", "uvicorn", "openai")
 
 NANO = str(zoo.path("bough/nano"))
 PROMPT = "23+48-17*3\n"
