@@ -24,7 +24,8 @@ from common import Row, arguments, interval, show, write
 import bough
 from bough.core import Backend, Branch, Run
 from bough.search import Lynx
-from bough.search.lynx import PROBE_FILE, Probe
+from bough.search.lynx import PROBE_FILE
+from bough.search.probe import Probe
 from bough.tasks import get_task
 from bough.zoo import path
 from bough.zoo.parts import run_parts

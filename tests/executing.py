@@ -29,7 +29,8 @@ from bough.core import (
 )
 from bough.engine import NativeBackend
 from bough.search import cot_switch
-from bough.search.lynx import PROBE_FILE, Probe
+from bough.search.lynx import PROBE_FILE
+from bough.search.probe import Probe
 from tiny import tiny_decoder
 from toy import ToyBackend, ToyReward, ToyTokenizer
 

@@ -9,7 +9,8 @@ import pytest
 
 from bough.core import Capability, InvalidInput, Run, Thinking, UnsupportedError, run
 from bough.search import Lynx
-from bough.search.lynx import Case, Probe, fit_probe, train
+from bough.search.lynx import Case, train
+from bough.search.probe import Probe, fit_probe
 from toy import EOS, NEWLINE, SYMBOLS, ToyBackend
 
 A, B, CUE, OPEN, CLOSE = (SYMBOLS.index(symbol) for symbol in "abc+-")

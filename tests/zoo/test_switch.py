@@ -38,7 +38,6 @@ def test_the_probe_expects_what_comes_of_answering_at_once(tmp_path: Path, monke
     assert all(row["auc"] > 0.7 for row in measured["by task"].values())
 
 
-@pytest.mark.skipif(not zoo.path("bough/nano-think").is_dir(), reason="the model is not in this checkout")
 def test_problems_are_answered_without_thoughts() -> None:
     found = switch.answers_at_once(zoo.path("bough/nano-think"), "countdown", "validation", 4)
     assert np.array(found["states"]).shape == (4, found["layers"] * 256)

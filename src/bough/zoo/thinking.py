@@ -31,7 +31,8 @@ from tokenizers import AddedToken, Tokenizer
 from bough.core import Backend, Thinking, run
 from bough.core.thinking import CLOSING, OPENING
 from bough.models import Decoder
-from bough.search.lynx import Case, Probe, train
+from bough.search.lynx import Case, train
+from bough.search.probe import Probe
 from bough.tasks import TASKS
 
 from .data import Batch

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import heapq
 
-from .base import Job, Scheduler
+from .base import Job
+from .fcfs import FirstComeFirstServed
 
 
-class Priority(Scheduler):
-    """The most urgent jobs run."""
+class Priority(FirstComeFirstServed):
+    """The most urgent jobs run; of equally urgent ones, those that came first."""
 
     name = "priority"
     preemptive = True
-
-    def __init__(self) -> None:
-        self._jobs: dict[Job, None] = {}
-
-    def add(self, job: Job, now: float) -> None:
-        self._jobs[job] = None
-
-    def remove(self, job: Job) -> None:
-        del self._jobs[job]
 
     def choose(self, slots: int, now: float) -> list[Job]:
         return heapq.nsmallest(slots, self._jobs, key=lambda job: (job.priority, job.number))
